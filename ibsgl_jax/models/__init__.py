@@ -1,0 +1,92 @@
+"""Classifiers split at a tap: `features(images)` and `head(features)`.
+
+Every model here is a linen module with the methods `features(images, train=False)` and
+`head(features, train=False)`; calling it is head after features.
+"""
+
+import difflib
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+from ibsgl_jax.models.heads import PooledLinear
+from ibsgl_jax.models.resnet import (
+    BasicBlock,
+    BottleneckBlock,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    SmallResNet,
+)
+
+__all__ = [
+    "MODELS",
+    "BasicBlock",
+    "BottleneckBlock",
+    "PooledLinear",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "SmallResNet",
+    "create",
+    "make_features_fn",
+    "make_head_fn",
+]
+
+MODELS = {
+    "small_resnet": SmallResNet,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+}
+
+
+def create(name: str, *, num_classes: int, **options) -> nn.Module:
+    """The model called `name`, without its variables.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: number of logits C.
+      **options: further attributes of the model (`dtype`, `axis_name`, ...).
+
+    Returns:
+      A linen module.
+
+    Raises:
+      ValueError: for an unknown name; the message holds the nearest ones.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or MODELS
+        raise ValueError(f"no model {name!r}; nearest names: {', '.join(near)}")
+    return MODELS[name](num_classes=num_classes, **options)
+
+
+def make_features_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:
+    """A function images `[N, H', W', 3]` -> features `[N, H, W, K]`, in eval mode."""
+
+    def features_fn(images):
+        return model.apply(variables, images, method="features")
+
+    return features_fn
+
+
+def make_head_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:
+    """A function features `[N, H, W, K]` -> float32 logits `[N, C]`, in eval mode.
+
+    Returns:
+      A `PooledLinear` where the model's head is one (it has a `pooled_linear` method),
+      else a closure over the variables.
+    """
+    if hasattr(model, "pooled_linear"):
+        return model.pooled_linear(variables)
+
+    def head_fn(features):
+        return model.apply(variables, features, method="head")
+
+    return head_fn
