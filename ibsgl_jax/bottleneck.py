@@ -274,7 +274,7 @@ def _blur_matrix(length: int, sigma: float) -> np.ndarray:
 
 
 def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
-    """Loss [N] and its gradient for any head, by autodiff through num_samples copies."""
+    """Loss [N] and its gradient for any head, by autodiff through the noisy copies."""
     std = jnp.maximum(moments.std, config.min_std)
     r_squared = jnp.square((features - moments.mean) / std)
 

@@ -1,0 +1,261 @@
+"""Saliency guided localization: from features A to the features A' they should become.
+
+Algorithm 1 of "Improving Interpretability by Information Bottleneck Saliency Guided
+Localization" (BMVC 2022; "the source"), lines 3 to 10. Everything here lives behind the
+backbone, on A, so a training step needs no further pass through it: compute A once,
+``guide`` it, and add ``mu * losses.feature_kl(A, A')`` to the task loss. Imports jax,
+chex and this library only; does no I/O.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ibsgl_jax import bottleneck, losses, saliency
+from ibsgl_jax.feature_stats import Moments
+from ibsgl_jax.saliency import HeadFn
+
+SUPPRESSIONS = ("runner_up_excess", "overlap", "masked_overlap", "background_overlap")
+STEPS = ("relative", "plain")
+GATES = ("correct", "always")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceConfig:
+    """Options of the guidance; the defaults are ours, ``literal()`` the source's.
+
+    Attributes:
+      bottleneck: options of the teacher map L^ib. By default 20 steps and 1 sample: at
+        the last layer 10 steps end before the map depends on the class, and for a
+        pooled linear head 1 sample is as good as 100.
+      weighting: of the saliency maps, see ``saliency.class_saliency``.
+      cross_entropy: kind of ``losses.saliency_cross_entropy``.
+      suppression: what keeps L^p away from L^c: "runner_up_excess" (default; through
+        L^p only), "overlap" (the printed formula without a mask), "masked_overlap"
+        (with ``losses.soft_mask`` of L^c, the source's ancestor), "background_overlap"
+        (with the complement of L^ib as the mask).
+      suppression_weight: the source's beta, >= 0; 0 switches suppression off.
+      gate: where suppression applies: "correct" (the prediction is right; our reading
+        of the source's "c = p", which cannot hold literally) or "always".
+      step: "relative" moves each example by ``step_size`` times the norm of its A;
+        "plain" is gradient descent with learning rate ``step_size`` on the batch mean,
+        as printed, which moves A by some 3e-5 of its norm.
+      step_size: > 0.
+      kl_over, kl_floor: of ``losses.feature_kl``, for whoever adds the divergence.
+      rectify_features: clip A' at zero; for features behind a ReLU.
+    """
+
+    bottleneck: bottleneck.BottleneckConfig = bottleneck.BottleneckConfig(
+        num_steps=20, num_samples=1
+    )
+    weighting: str = "elementwise"
+    cross_entropy: str = "categorical"
+    suppression: str = "runner_up_excess"
+    suppression_weight: float = 1.0
+    gate: str = "correct"
+    step: str = "relative"
+    step_size: float = 0.1
+    kl_over: str = "all"
+    kl_floor: float = 0.1
+    rectify_features: bool = True
+
+    def __post_init__(self):
+        for name, choices in (
+            ("weighting", saliency.WEIGHTINGS),
+            ("cross_entropy", losses.CROSS_ENTROPIES),
+            ("suppression", SUPPRESSIONS),
+            ("gate", GATES),
+            ("step", STEPS),
+            ("kl_over", losses.KL_EXTENTS),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: choose one of {choices}")
+        if self.suppression_weight < 0:
+            raise ValueError(
+                f"suppression_weight={self.suppression_weight}: must not be negative"
+            )
+        if not self.step_size > 0:
+            raise ValueError(f"step_size={self.step_size}: must be positive")
+        if not self.kl_floor > 0:
+            raise ValueError(f"kl_floor={self.kl_floor}: must be positive")
+
+
+def literal() -> GuidanceConfig:
+    """The source's recipe as printed, with IBA's published bottleneck options."""
+    return GuidanceConfig(
+        bottleneck=bottleneck.BottleneckConfig(),
+        suppression="masked_overlap",
+        suppression_weight=1.0,
+        step="plain",
+        step_size=1.0,
+    )
+
+
+class Guidance(NamedTuple):
+    """What ``guide`` returns; no gradient flows through any of it.
+
+    Attributes:
+      target_features: A', float32 [N, H, W, K].
+      logits: [N, C], of the head at A.
+      runner_up: int32 [N], class p.
+      saliency_c, saliency_p, teacher: float32 [N, H, W]: L^c, L^p and the map that
+        L^c should follow (L^ib unless another was given).
+      loss: float32 [N], the saliency loss at A.
+      target_loss: float32 [N], the same at A'; below ``loss`` where the step helps.
+      relative_move: float32 [N], ||A' - A|| / ||A||, 0 where A is all zero.
+      blank: float32 [N], 1 where L^c is all zero: such an example gets no guidance from
+        the teacher.
+    """
+
+    target_features: chex.Array
+    logits: chex.Array
+    runner_up: chex.Array
+    saliency_c: chex.Array
+    saliency_p: chex.Array
+    teacher: chex.Array
+    loss: chex.Array
+    target_loss: chex.Array
+    relative_move: chex.Array
+    blank: chex.Array
+
+
+def guide(
+    key: chex.PRNGKey | None,
+    head_fn: HeadFn,
+    features: chex.Array,
+    labels: chex.Array,
+    moments: Moments | None,
+    *,
+    config: GuidanceConfig | None = None,
+    teacher: chex.Array | None = None,
+) -> Guidance:
+    """Move features one step towards a better saliency map.
+
+    Descends ``CE(L^c, teacher) + suppression_weight * SS(L^c, L^p)`` in A, SS only
+    where the gate is open, with the classes, the gate and the teacher held fixed.
+
+    Args:
+      key: for the bottleneck's noise: one key, or keys [N]. Not read if a teacher is
+        given.
+      head_fn: features [N, H, W, K] -> logits [N, C], images independent.
+      features: A, [N, H, W, K], any float dtype; the computation is in float32.
+      labels: int [N], the true class c.
+      moments: of the features, for the bottleneck. Not read if a teacher is given.
+      config: ``GuidanceConfig()`` if None.
+      teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
+        true mask.
+
+    Returns:
+      A ``Guidance``.
+    """
+    config = config or GuidanceConfig()
+    chex.assert_rank([features, labels], [4, 1])
+    features = jax.lax.stop_gradient(features.astype(jnp.float32))
+    if teacher is None:
+        teacher = bottleneck.attribute(
+            key, head_fn, features, labels, moments, config=config.bottleneck
+        ).saliency
+    chex.assert_shape(teacher, features.shape[:3])
+    teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+
+    def classes_fn(logits):
+        return jnp.stack([labels, saliency.runner_up(logits, labels)], axis=1)
+
+    def maps_at(features, classes):
+        logits, maps = saliency.logits_and_saliencies(
+            head_fn, features, classes, weighting=config.weighting
+        )
+        return logits, maps[:, 0], maps[:, 1]
+
+    def total_loss(features):
+        logits, saliency_c, saliency_p = maps_at(features, classes_fn)
+        loss = saliency_loss(
+            saliency_c, saliency_p, teacher, _gate(logits, labels, config), config
+        )
+        return jnp.sum(loss), (loss, logits, saliency_c, saliency_p)
+
+    # The images are independent: the gradient of the sum is each one's own.
+    gradient, (loss, logits, saliency_c, saliency_p) = jax.grad(
+        total_loss, has_aux=True
+    )(features)
+    target = _descend(features, gradient, config)
+    classes = classes_fn(logits)
+    _, target_c, target_p = maps_at(target, classes)
+    gate = _gate(logits, labels, config)
+    norm = _norm(features)[:, 0, 0, 0]
+    move = _norm(target - features)[:, 0, 0, 0]
+    guidance = Guidance(
+        target_features=target,
+        logits=logits,
+        runner_up=classes[:, 1],
+        saliency_c=saliency_c,
+        saliency_p=saliency_p,
+        teacher=teacher,
+        loss=loss,
+        target_loss=saliency_loss(target_c, target_p, teacher, gate, config),
+        relative_move=jnp.where(norm > 0, move / jnp.where(norm > 0, norm, 1.0), 0.0),
+        blank=(jnp.max(saliency_c, axis=(1, 2)) <= 0).astype(jnp.float32),
+    )
+    return jax.lax.stop_gradient(guidance)
+
+
+def saliency_loss(
+    saliency_c: chex.Array,
+    saliency_p: chex.Array,
+    teacher: chex.Array,
+    gate: chex.Array,
+    config: GuidanceConfig,
+) -> chex.Array:
+    """The saliency loss per example, [N]: lines 5 to 9 of Algorithm 1.
+
+    Args:
+      saliency_c, saliency_p, teacher: [N, H, W], >= 0.
+      gate: [N] in {0, 1}, whether suppression applies.
+      config: which readings.
+    """
+    loss = losses.saliency_cross_entropy(saliency_c, teacher, kind=config.cross_entropy)
+    if config.suppression_weight == 0:
+        return loss
+    return loss + config.suppression_weight * gate * _suppression(
+        saliency_c, saliency_p, teacher, config.suppression
+    )
+
+
+def _suppression(saliency_c, saliency_p, teacher, kind):
+    if kind == "runner_up_excess":
+        return losses.runner_up_excess(saliency_c, saliency_p)
+    mask = None
+    if kind == "masked_overlap":
+        mask = losses.soft_mask(saliency.normalize(saliency_c))
+    elif kind == "background_overlap":
+        mask = 1.0 - saliency.normalize(teacher)
+    return losses.saliency_suppression(saliency_c, saliency_p, mask)
+
+
+def _gate(logits, labels, config):
+    if config.gate == "always":
+        return jnp.ones(labels.shape, jnp.float32)
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def _descend(features, gradient, config):
+    if config.step == "plain":
+        target = features - config.step_size / features.shape[0] * gradient
+    else:
+        norm = _norm(gradient)
+        positive = norm > 0
+        direction = jnp.where(positive, gradient / jnp.where(positive, norm, 1.0), 0.0)
+        target = features - config.step_size * _norm(features) * direction
+    return jax.nn.relu(target) if config.rectify_features else target
+
+
+def _norm(x: chex.Array) -> chex.Array:
+    """Euclidean norm per example, [N, 1, 1, 1], without overflow or underflow."""
+    peak = jnp.max(jnp.abs(x), axis=(1, 2, 3), keepdims=True)
+    positive = peak > 0
+    scaled = x / jnp.where(positive, peak, 1.0)
+    return peak * jnp.sqrt(jnp.sum(jnp.square(scaled), axis=(1, 2, 3), keepdims=True))

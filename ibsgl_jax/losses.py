@@ -1,0 +1,221 @@
+"""Losses between saliency maps and between features, one value per example.
+
+Each is a plain function of arrays, so it fits a training loop written in anything.
+Maps are non-negative [N, H, W]; features are non-negative [N, H, W, K] (after a ReLU).
+Everything is computed in float32, is finite for all-zero maps, and has a finite
+gradient there. Imports jax, jax.numpy, chex and ``saliency`` only; does no I/O.
+
+"The source" below is "Improving Interpretability by Information Bottleneck Saliency
+Guided Localization", BMVC 2022.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ibsgl_jax.saliency import normalize
+
+CROSS_ENTROPIES = ("categorical", "bernoulli")
+KL_EXTENTS = ("all", "spatial")
+
+
+def saliency_cross_entropy(
+    saliency: chex.Array,
+    target: chex.Array,
+    *,
+    kind: str = "categorical",
+    floor: float = 1e-3,
+) -> chex.Array:
+    """Cross-entropy of a saliency map against a target map.
+
+    "categorical": both maps plus ``floor`` of their own mean, divided by their sum, are
+    distributions over cells: ``-sum t log s``, in nats; smallest (the target's entropy)
+    where they agree. "bernoulli": both maps divided by their own maximum are
+    probabilities per cell, squeezed into [floor, 1 - floor]; the mean over cells of
+    ``-t log s - (1 - t) log(1 - s)``. Neither depends on the scale of either map.
+
+    Args:
+      saliency: [N, H, W], >= 0; differentiable.
+      target: [N, H, W], >= 0; a constant (no gradient flows into it).
+      kind: "categorical" or "bernoulli".
+      floor: > 0, keeps the logarithm finite.
+
+    Returns:
+      float32 [N]. An all-zero map counts as the uniform distribution (categorical) or
+      as zero everywhere (bernoulli) and gets no gradient.
+
+    Raises:
+      ValueError: unknown kind.
+
+    Reference: L_CE of the source, Algorithm 1, lines 6 and 8. The source does not say
+    how a map becomes a distribution; both readings are ours.
+    """
+    if kind not in CROSS_ENTROPIES:
+        raise ValueError(f"kind={kind!r}: choose one of {CROSS_ENTROPIES}")
+    saliency, target = _maps(saliency, jax.lax.stop_gradient(target))
+    if kind == "categorical":
+        s = _distribution(saliency, floor * _mean(saliency))
+        t = _distribution(target, floor * _mean(target))
+        return -jnp.sum(t * jnp.log(s), axis=(1, 2))
+    s = floor + (1.0 - 2.0 * floor) * normalize(saliency)
+    t = normalize(target)
+    return -jnp.mean(t * jnp.log(s) + (1.0 - t) * jnp.log1p(-s), axis=(1, 2))
+
+
+def saliency_suppression(
+    saliency_c: chex.Array, saliency_p: chex.Array, mask: chex.Array | None = None
+) -> chex.Array:
+    """The overlap of two saliency maps: ``sum min(L^c, L^p) mask / sum (L^c + L^p)``.
+
+    Args:
+      saliency_c: [N, H, W], >= 0, of the true class.
+      saliency_p: [N, H, W], >= 0, of the runner-up.
+      mask: [N, H, W] in [0, 1], for instance ``soft_mask(saliency_c)``; 1 if None.
+
+    Returns:
+      float32 [N] in [0, 1/2]: 0 for disjoint maps, 1/2 for equal ones (without mask);
+      0 with zero gradient where both maps are all zero.
+
+    Reference: L_SS of the source. Its ancestor (Wang et al., "Sharpen Focus", ICCV
+    2019, attention separation) has a factor 2 that the source does not print.
+    """
+    saliency_c, saliency_p = _maps(saliency_c, saliency_p)
+    shared = jnp.minimum(saliency_c, saliency_p)
+    if mask is not None:
+        chex.assert_equal_shape([shared, mask])
+        shared = shared * mask
+    return _ratio(
+        jnp.sum(shared, axis=(1, 2)), jnp.sum(saliency_c + saliency_p, axis=(1, 2))
+    )
+
+
+def runner_up_excess(
+    saliency_c: chex.Array, saliency_p: chex.Array, *, fraction: float = 0.25
+) -> chex.Array:
+    """The saliency that the runner-up has where it should have next to none.
+
+    ``sum L^p [L^p > fraction L^c] / sum (L^c + L^p)``. Only L^p in the numerator is
+    differentiated: the true class's map, the selection and the denominator are
+    constants, so the loss can fall only because the runner-up's map does, and never
+    erodes the true class's peak.
+
+    Args:
+      saliency_c: [N, H, W], >= 0, of the true class; a constant.
+      saliency_p: [N, H, W], >= 0, of the runner-up; differentiable.
+      fraction: >= 0, how much of L^c the runner-up may have unpunished.
+
+    Returns:
+      float32 [N] in [0, 1]; 0 with zero gradient where both maps are all zero.
+
+    Reference: ours; stands in for L_SS of the source by default, because the printed
+    formula with a mask that selects the object wears the object's own saliency down.
+    """
+    if fraction < 0:
+        raise ValueError(f"fraction={fraction}: must not be negative")
+    saliency_c, saliency_p = _maps(saliency_c, saliency_p)
+    excess = jnp.where(
+        jax.lax.stop_gradient(saliency_p > fraction * saliency_c), saliency_p, 0.0
+    )
+    total = jnp.sum(saliency_c + saliency_p, axis=(1, 2))
+    return _ratio(jnp.sum(excess, axis=(1, 2)), jax.lax.stop_gradient(total))
+
+
+def soft_mask(
+    saliency: chex.Array, *, omega: float = 100.0, threshold: float = 0.55
+) -> chex.Array:
+    """A soft indicator of a map's peak: ``sigmoid(omega (L - threshold max L))``.
+
+    Args:
+      saliency: [N, H, W]. Divide by the maximum first (``saliency.normalize``) for an
+        omega that means the same for every map: on a map of maximum 1 the mask rises
+        from .1 to .9 over 4.4 / omega.
+      omega: steepness, in units of 1 / saliency.
+      threshold: share of each map's own maximum.
+
+    Returns:
+      float32 [N, H, W] in [0, 1]; differentiable, the maximum being a constant.
+
+    Reference: Mask_r of the source, after Wang et al. 2019, equation 4. Their code
+    takes the maximum over the whole batch, so that one image's mask depends on its
+    neighbours; here it is each map's own.
+    """
+    chex.assert_rank(saliency, 3)
+    saliency = saliency.astype(jnp.float32)
+    peak = jax.lax.stop_gradient(jnp.max(saliency, axis=(1, 2), keepdims=True))
+    return jax.nn.sigmoid(omega * (saliency - threshold * peak))
+
+
+def feature_kl(
+    features: chex.Array,
+    target_features: chex.Array,
+    *,
+    over: str = "all",
+    floor: float = 0.1,
+) -> chex.Array:
+    """Kullback-Leibler divergence of features from target features, ``KL(A || A')``.
+
+    Both get the same floor added and are divided by their sum. With ``over="all"`` the
+    sum runs over (h, w, k): one distribution per example. With ``"spatial"`` it runs
+    over (h, w): one per channel, and the divergences are averaged over channels.
+
+    Args:
+      features: A, [N, H, W, K], >= 0; differentiable.
+      target_features: A', [N, H, W, K], >= 0; a constant (no gradient flows into it).
+      over: "all" or "spatial".
+      floor: share of A's mean activation, per example, that is added to every element;
+        a constant in the gradient, > 0.
+
+    Returns:
+      float32 [N], nats, >= 0 and exactly 0 where A = A'. Each element contributes
+      ``q - p - p log(q / p)``, which is never negative in float32 either: the plain sum
+      of ``p log(p / q)`` drowns a small divergence in rounding. Where A is all zero
+      the floor is 1: A counts as uniform and the divergence stays finite.
+
+    Reference: D_KL(A^k || A^k') of the source, Algorithm 1, line 11. The source does
+    not say how features become distributions; both readings are ours.
+    """
+    if over not in KL_EXTENTS:
+        raise ValueError(f"over={over!r}: choose one of {KL_EXTENTS}")
+    chex.assert_rank([features, target_features], 4)
+    chex.assert_equal_shape([features, target_features])
+    a = features.astype(jnp.float32)
+    b = jax.lax.stop_gradient(target_features.astype(jnp.float32))
+    level = jax.lax.stop_gradient(floor * jnp.mean(a, axis=(1, 2, 3), keepdims=True))
+    level = jnp.where(level > 0, level, 1.0)
+    axes = (1, 2, 3) if over == "all" else (1, 2)
+    p, q = _distribution(a, level, axes), _distribution(b, level, axes)
+    divergence = jnp.sum(_kl_terms(p, q), axis=axes)
+    return divergence if over == "all" else jnp.mean(divergence, axis=-1)
+
+
+def _kl_terms(p: chex.Array, q: chex.Array) -> chex.Array:
+    # p log(p/q) - p + q = p (t - log1p(t)) with t = (q - p) / p; log1p(t) <= t also
+    # after rounding, and -p + q adds up to nothing over a distribution.
+    t = (q - p) / p
+    return p * (t - jnp.log1p(t))
+
+
+def _distribution(x: chex.Array, level: chex.Array, axes=(1, 2)) -> chex.Array:
+    """x + level divided by its sum over axes; uniform where x and level are zero."""
+    x = x + level
+    total = jnp.sum(x, axis=axes, keepdims=True)
+    positive = total > 0
+    uniform = 1.0 / math.prod(x.shape[axis] for axis in axes)
+    return jnp.where(positive, x / jnp.where(positive, total, 1.0), uniform)
+
+
+def _mean(maps: chex.Array) -> chex.Array:
+    return jnp.mean(maps, axis=(1, 2), keepdims=True)
+
+
+def _maps(*maps: chex.Array) -> list[chex.Array]:
+    chex.assert_rank(list(maps), 3)
+    chex.assert_equal_shape(maps)
+    return [each.astype(jnp.float32) for each in maps]
+
+
+def _ratio(numerator: chex.Array, denominator: chex.Array) -> chex.Array:
+    positive = denominator > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1.0), 0.0)
