@@ -2,26 +2,18 @@
 
 Modules: ``saliency`` and ``bottleneck`` make maps on features, ``losses`` compares
 them, ``guidance`` turns them into features to train towards, ``feature_stats`` supplies
-the noise, ``metrics`` judges the result, ``attribution`` explains whole images.
+the noise's moments, ``models`` has networks that split at a layer.
 """
 
-from ibsgl_jax import (
-    bottleneck as bottleneck,
-)
-from ibsgl_jax import (
-    feature_stats as feature_stats,
-)
-from ibsgl_jax import (
-    guidance as guidance,
-)
-from ibsgl_jax import (
-    losses as losses,
-)
-from ibsgl_jax import (
-    models as models,
-)
-from ibsgl_jax import (
-    saliency as saliency,
-)
+from ibsgl_jax import bottleneck, feature_stats, guidance, losses, models, saliency
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "bottleneck",
+    "feature_stats",
+    "guidance",
+    "losses",
+    "models",
+    "saliency",
+]
