@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from ibsgl_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetLite0
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.models.resnet import (
     BasicBlock,
@@ -21,11 +22,16 @@ from ibsgl_jax.models.resnet import (
     ResNet101,
     SmallResNet,
 )
+from ibsgl_jax.models.vgg import VGG, VGG16
 
 __all__ = [
     "MODELS",
+    "VGG",
+    "VGG16",
     "BasicBlock",
     "BottleneckBlock",
+    "EfficientNetLite",
+    "EfficientNetLite0",
     "PooledLinear",
     "ResNet",
     "ResNet18",
@@ -44,6 +50,8 @@ MODELS = {
     "resnet34": ResNet34,
     "resnet50": ResNet50,
     "resnet101": ResNet101,
+    "vgg16": VGG16,
+    "efficientnet_lite0": EfficientNetLite0,
 }
 
 

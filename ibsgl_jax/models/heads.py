@@ -1,12 +1,13 @@
-"""Classifier heads as plain callables on features; imports only jax."""
-
-from typing import NamedTuple
+"""Classifier heads as plain callables on features; imports only jax and flax."""
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 
-class PooledLinear(NamedTuple):
+# Compared by identity, so that jax.jit(head) can hold it as a function.
+@struct.dataclass(eq=False)
+class PooledLinear:
     """The head `logits = mean over space of features, times kernel, plus bias`.
 
     A pytree, so it passes through jit, vmap and grad as an argument. Being linear in
