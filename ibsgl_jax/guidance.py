@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import bottleneck, losses, saliency
+from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.saliency import HeadFn
 
@@ -48,9 +49,7 @@ class GuidanceConfig:
       rectify_features: clip A' at zero; for features behind a ReLU.
     """
 
-    bottleneck: bottleneck.BottleneckConfig = bottleneck.BottleneckConfig(
-        num_steps=20, num_samples=1
-    )
+    bottleneck: BottleneckConfig = BottleneckConfig(num_steps=20, num_samples=1)
     weighting: str = "elementwise"
     cross_entropy: str = "categorical"
     suppression: str = "runner_up_excess"
@@ -87,7 +86,7 @@ class GuidanceConfig:
 def literal() -> GuidanceConfig:
     """The source's recipe as printed, with IBA's published bottleneck options."""
     return GuidanceConfig(
-        bottleneck=bottleneck.BottleneckConfig(),
+        bottleneck=BottleneckConfig(),
         suppression="masked_overlap",
         suppression_weight=1.0,
         step="plain",
