@@ -310,7 +310,8 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
     """
     height, width, num_channels = features.shape[1:]
     cells = height * width
-    kernel, bias = head_fn
+    kernel = head_fn.kernel.astype(jnp.float32)
+    bias = head_fn.bias.astype(jnp.float32)
     std = jnp.maximum(moments.std, config.min_std)
     offset = features - moments.mean
     r_squared = jnp.square(offset / std)
