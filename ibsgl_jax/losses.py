@@ -9,8 +9,6 @@ gradient there. Imports jax, jax.numpy, chex and ``saliency`` only; does no I/O.
 Guided Localization", BMVC 2022.
 """
 
-import math
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -81,7 +79,7 @@ def saliency_suppression(
     Reference: L_SS of the source. Its ancestor (Wang et al., "Sharpen Focus", ICCV
     2019, attention separation) has a factor 2 that the source does not print.
     """
-    saliency_c, saliency_p = _maps(saliency_c, saliency_p)
+    saliency_c, saliency_p = _rescaled(*_maps(saliency_c, saliency_p))
     shared = jnp.minimum(saliency_c, saliency_p)
     if mask is not None:
         chex.assert_equal_shape([shared, mask])
@@ -114,7 +112,7 @@ def runner_up_excess(
     """
     if fraction < 0:
         raise ValueError(f"fraction={fraction}: must not be negative")
-    saliency_c, saliency_p = _maps(saliency_c, saliency_p)
+    saliency_c, saliency_p = _rescaled(*_maps(saliency_c, saliency_p))
     excess = jnp.where(
         jax.lax.stop_gradient(saliency_p > fraction * saliency_c), saliency_p, 0.0
     )
@@ -192,18 +190,24 @@ def feature_kl(
 
 def _kl_terms(p: chex.Array, q: chex.Array) -> chex.Array:
     # p log(p/q) - p + q = p (t - log1p(t)) with t = (q - p) / p; log1p(t) <= t also
-    # after rounding, and -p + q adds up to nothing over a distribution.
+    # after rounding, and -p + q adds up to nothing over a distribution. Where q is
+    # far below p, t rounds to -1; there the plain logarithm has nothing to cancel.
     t = (q - p) / p
-    return p * (t - jnp.log1p(t))
+    near = t > -0.5
+    log_ratio = jnp.where(
+        near, jnp.log1p(jnp.where(near, t, 0.0)), jnp.log(q) - jnp.log(p)
+    )
+    return p * (t - log_ratio)
 
 
 def _distribution(x: chex.Array, level: chex.Array, axes=(1, 2)) -> chex.Array:
     """x + level divided by its sum over axes; uniform where x and level are zero."""
     x = x + level
-    total = jnp.sum(x, axis=axes, keepdims=True)
+    total = jax.lax.stop_gradient(jnp.sum(x, axis=axes, keepdims=True))
     positive = total > 0
-    uniform = 1.0 / math.prod(x.shape[axis] for axis in axes)
-    return jnp.where(positive, x / jnp.where(positive, total, 1.0), uniform)
+    # First by a constant: the derivative of x / y has y^-2, which overflows at 1e-20.
+    x = jnp.where(positive, x / jnp.where(positive, total, 1.0), 1.0)
+    return x / jnp.sum(x, axis=axes, keepdims=True)
 
 
 def _mean(maps: chex.Array) -> chex.Array:
@@ -214,6 +218,13 @@ def _maps(*maps: chex.Array) -> list[chex.Array]:
     chex.assert_rank(list(maps), 3)
     chex.assert_equal_shape(maps)
     return [each.astype(jnp.float32) for each in maps]
+
+
+def _rescaled(*maps: chex.Array) -> list[chex.Array]:
+    """The maps divided by their common peak, a constant: see _distribution."""
+    peak = jnp.max(jnp.stack(maps), axis=(0, 2, 3), keepdims=True)[0]
+    peak = jax.lax.stop_gradient(jnp.where(peak > 0, peak, 1.0))
+    return [each / peak for each in maps]
 
 
 def _ratio(numerator: chex.Array, denominator: chex.Array) -> chex.Array:

@@ -162,6 +162,9 @@ def normalize(maps: chex.Array) -> chex.Array:
     Returns:
       [..., H, W] in [0, 1]; finite gradient everywhere.
     """
-    peak = jnp.max(maps, axis=(-2, -1), keepdims=True)
+    peak = jax.lax.stop_gradient(jnp.max(maps, axis=(-2, -1), keepdims=True))
     positive = peak > 0
+    # First by a constant: the derivative of x / y has y^-2, which overflows at 1e-20.
+    maps = jnp.where(positive, maps / jnp.where(positive, peak, 1.0), 0.0)
+    peak = jnp.max(maps, axis=(-2, -1), keepdims=True)
     return jnp.where(positive, maps / jnp.where(positive, peak, 1.0), 0.0)
