@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 from flax import linen as nn
+from jax.tree_util import Partial
 
 from ibsgl_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetLite0
 from ibsgl_jax.models.heads import PooledLinear
@@ -76,12 +77,16 @@ def create(name: str, *, num_classes: int, **options) -> nn.Module:
 
 
 def make_features_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:
-    """A function images `[N, H', W', 3]` -> features `[N, H, W, K]`, in eval mode."""
+    """A function images `[N, H', W', 3]` -> features `[N, H, W, K]`, in eval mode.
 
-    def features_fn(images):
+    A pytree that holds the variables: as an argument of a jitted function it keeps
+    them out of the compiled program.
+    """
+
+    def features_fn(variables, images):
         return model.apply(variables, images, method="features")
 
-    return features_fn
+    return Partial(features_fn, variables)
 
 
 def make_head_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:
@@ -89,12 +94,12 @@ def make_head_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array
 
     Returns:
       A `PooledLinear` where the model's head is one (it has a `pooled_linear` method),
-      else a closure over the variables.
+      else a pytree that holds the variables, as from `make_features_fn`.
     """
     if hasattr(model, "pooled_linear"):
         return model.pooled_linear(variables)
 
-    def head_fn(features):
+    def head_fn(variables, features):
         return model.apply(variables, features, method="head")
 
-    return head_fn
+    return Partial(head_fn, variables)

@@ -1,0 +1,262 @@
+"""Any model as `features_fn` and `head_fn` at a named layer, without touching it.
+
+The whole model runs in both halves. `features_fn` keeps the layer's output and drops
+the logits; `head_fn` runs on zero images and puts the given features in the output's
+place. Under `jax.jit` the half that is not used is dead code and vanishes, so call the
+two under jit. Imports only jax and flax.
+
+Both are callable pytrees (`jax.tree_util.Partial`) that hold the variables: handed to
+a jitted function as *arguments* they keep the weights out of the compiled program.
+
+`linen` and `nnx` serve Flax. Everything else goes through `split`, which needs a
+function `call(variables, images, tap)` that returns the logits and passes each layer's
+output through `tap(name, output)`. For Haiku::
+
+    def call(params, images, tap):
+        def interceptor(next_fn, args, kwargs, context):
+            output = next_fn(*args, **kwargs)
+            called = context.method_name == "__call__"
+            return tap(context.module.module_name, output) if called else output
+        with hk.intercept_methods(interceptor):
+            return network.apply(params, images)
+
+and for a bare function, which names the layers itself::
+
+    def call(params, images, tap):
+        features = tap("conv", jax.nn.relu(convolve(images, params["conv"])))
+        return features.mean((1, 2)) @ params["dense"]
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+# Primitives that evaluate one jaxpr once, on exactly their own operands.
+_CALLS = {"jit", "pjit", "closed_call", "remat", "remat2", "checkpoint"}
+_CALLS |= {"custom_jvp_call", "custom_vjp_call"}
+
+
+def linen(
+    model, variables, layer: str, *, image_shape=(224, 224, 3), **apply_kwargs
+) -> tuple[Callable, Callable]:
+    """Splits a linen model after the layer with a given path.
+
+    At the last layer before a model's own pooled linear head, `models.make_head_fn`
+    is the better choice: `bottleneck.attribute` has a shortcut for what it returns.
+    A layer inside `nn.remat`, `nn.scan` or `nn.jit` cannot be tapped.
+
+    Args:
+      model: a `flax.linen.Module`; `model.apply(variables, images, **apply_kwargs)`
+        are the logits.
+      variables: its variables.
+      layer: path of a submodule, "layer4_1/conv2"; see `layer_names`.
+      image_shape: (H', W', channels) of an image that the model takes. The sizes
+        matter only where the model's own layers fix them.
+      **apply_kwargs: for example `train=False`.
+
+    Returns:
+      `features_fn`, images `[N, H', W', 3]` -> features `[N, H, W, K]`, and `head_fn`,
+      features -> logits `[N, C]`. The two batches may differ in size.
+
+    Raises:
+      ValueError: if there is no such layer (with the nearest names), or if the logits
+        depend on the images past the layer too, as inside a residual block.
+    """
+    call = _linen_call(model, **apply_kwargs)
+    return split(call, variables, layer, image_shape=image_shape)
+
+
+def nnx(
+    model, layer: str, *, image_shape=(224, 224, 3), **call_kwargs
+) -> tuple[Callable, Callable]:
+    """Splits an NNX model after the layer with a given path, in eval mode.
+
+    Args:
+      model: a `flax.nnx.Module`; `model(images, **call_kwargs)` are the logits. It is
+        left as it is; later changes of its weights do not show in the functions.
+      layer: path of a submodule, "blocks/3/conv"; see `layer_names`.
+      image_shape, Returns, Raises: as for `linen`.
+    """
+    call, state = _nnx_call(model, **call_kwargs)
+    return split(call, state, layer, image_shape=image_shape)
+
+
+def split(
+    call: Callable, variables, layer: str, *, image_shape=(224, 224, 3)
+) -> tuple[Callable, Callable]:
+    """Splits a function that shows its layers.
+
+    Args:
+      call: `call(variables, images, tap)` returns the logits `[N, C]` and replaces
+        each layer's output by `tap(name, output)`. The second call with the same name
+        is the layer "name#2".
+      variables: any pytree of arrays.
+      layer: one of the names.
+      image_shape, Returns, Raises: as for `linen`.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    outputs = _output_shapes(call, variables, image)
+    if layer not in outputs:
+        near = difflib.get_close_matches(layer, outputs, cutoff=0.4)
+        near = near or list(outputs)[:5]
+        raise ValueError(f"no layer {layer!r}; nearest names: {', '.join(near)}")
+
+    def features_fn(variables, images):
+        return _outputs(call, variables, images)[layer]
+
+    def logits_fn(variables, images, features):
+        def replace(name, output):
+            return features if name == layer else output
+
+        return call(variables, images, _numbered(replace))
+
+    def head_fn(variables, features):
+        images = jnp.zeros((features.shape[0], *image_shape), jnp.float32)
+        return logits_fn(variables, images, features)
+
+    jaxpr = jax.make_jaxpr(lambda *inputs: logits_fn(variables, *inputs))(
+        image, outputs[layer]
+    )
+    if any(_reached(jaxpr.jaxpr, [True, False])):
+        raise ValueError(
+            f"layer {layer!r} does not cut the model: the logits depend on the images "
+            "past it too; take the end of its block"
+        )
+    return Partial(features_fn, variables), Partial(head_fn, variables)
+
+
+def layer_names(
+    model, variables=None, image_shape=(224, 224, 3), **call_kwargs
+) -> dict[str, tuple[int, ...]]:
+    """The layers of a model and the shapes of their outputs, without the batch axis.
+
+    Args:
+      model: a linen module, an NNX module (`variables` is not used) or a `call` as
+        for `split`.
+      variables: arrays or `jax.ShapeDtypeStruct`s.
+      image_shape: (H', W', channels) of the images.
+      **call_kwargs: for the model's `__call__`.
+
+    Returns:
+      Name -> shape, in the order in which the layers finish. Some of them may not cut
+      the model.
+    """
+    from flax import linen as flax_linen
+    from flax import nnx as flax_nnx
+
+    if isinstance(model, flax_linen.Module):
+        call = _linen_call(model, **call_kwargs)
+    elif isinstance(model, flax_nnx.Module):
+        call, variables = _nnx_call(model, **call_kwargs)
+    else:
+        call = model
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    outputs = _output_shapes(call, variables, image)
+    return {name: output.shape[1:] for name, output in outputs.items()}
+
+
+def _numbered(tap):
+    """`tap` for arrays only, with "#2", "#3" after names that come again."""
+    seen = Counter()
+
+    def numbered(name, output):
+        if not isinstance(output, jax.Array):
+            return output
+        seen[name] += 1
+        return tap(name if seen[name] == 1 else f"{name}#{seen[name]}", output)
+
+    return numbered
+
+
+def _outputs(call, variables, images):
+    """Name -> output of every layer, in order."""
+    outputs = {}
+
+    def keep(name, output):
+        outputs[name] = output
+        return output
+
+    call(variables, images, _numbered(keep))
+    return outputs
+
+
+def _output_shapes(call, variables, image):
+    """The same with `jax.ShapeDtypeStruct`s, and nothing computed."""
+    names = []
+
+    def outputs_fn(variables, images):
+        outputs = _outputs(call, variables, images)
+        names.extend(outputs)
+        return tuple(outputs.values())  # a dict would come back sorted
+
+    shapes = jax.eval_shape(outputs_fn, variables, image)
+    return dict(zip(names, shapes, strict=True))
+
+
+def _linen_call(model, **apply_kwargs):
+    from flax import linen as flax_linen
+
+    def call(variables, images, tap):
+        def interceptor(next_fn, args, kwargs, context):
+            output = next_fn(*args, **kwargs)
+            if context.method_name != "__call__" or not context.module.path:
+                return output
+            return tap("/".join(context.module.path), output)
+
+        # Entered here, inside whatever is traced: around a function that is already
+        # jitted it would be ignored.
+        with flax_linen.intercept_methods(interceptor):
+            return model.apply(variables, images, **apply_kwargs)
+
+    return call
+
+
+def _nnx_call(model, **call_kwargs):
+    from flax import nnx as flax_nnx
+
+    graph, state = flax_nnx.split(model)
+
+    def call(state, images, tap):
+        copy = flax_nnx.merge(graph, state)
+        copy.eval()
+        for path, module in list(flax_nnx.iter_modules(copy)):
+            if path and callable(module):
+                _tap_calls(module, "/".join(map(str, path)), tap)
+        return copy(images, **call_kwargs)
+
+    return call, state
+
+
+def _tap_calls(module, name, tap):
+    """Makes this one NNX module pass what it returns through `tap`."""
+    kind = type(module)
+
+    def tapped_call(self, *args, **kwargs):
+        return tap(name, kind.__call__(self, *args, **kwargs))
+
+    tapped = type(kind)(kind.__name__, (kind,), {"__call__": tapped_call})
+    object.__setattr__(module, "__class__", tapped)
+
+
+def _reached(jaxpr, inputs: list[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on the marked inputs."""
+    marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
+
+    def is_marked(atom):
+        return not hasattr(atom, "val") and atom in marked
+
+    for equation in jaxpr.eqns:
+        marks = [is_marked(v) for v in equation.invars]
+        if not any(marks):
+            continue
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if equation.primitive.name in _CALLS and inner is not None:
+            outputs = _reached(getattr(inner, "jaxpr", inner), marks)
+        else:
+            outputs = [True] * len(equation.outvars)
+        marked |= {v for v, m in zip(equation.outvars, outputs, strict=True) if m}
+    return [is_marked(v) for v in jaxpr.outvars]
