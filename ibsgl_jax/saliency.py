@@ -133,9 +133,9 @@ def runner_up(logits: chex.Array, labels: chex.Array) -> chex.Array:
     if logits.shape[-1] < 2:
         raise ValueError("runner_up needs at least two classes; logits have one")
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    # -inf in place of the label's logit; a non-label logit of -inf still loses to any
-    # finite one, and argmax then falls back on the first class.
-    return jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=-1).astype(jnp.int32)
+    # Even where every other logit is -inf, the label alone must be out of the running.
+    others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
+    return jnp.argmax(jnp.where(is_label, -jnp.inf, others), axis=-1).astype(jnp.int32)
 
 
 def upsample(maps: chex.Array, size: tuple[int, int]) -> chex.Array:
