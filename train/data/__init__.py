@@ -1,0 +1,1 @@
+"""Data of the training program: the embedded set and the input pipeline."""
