@@ -1,0 +1,96 @@
+"""Every field of a configuration, with its unit. Variants change only their lines.
+
+A run is a list of phases. Each starts from random weights or from those of an earlier
+phase, has a method of its own, and is evaluated on the test split at the end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def plain_phase(**changes) -> ConfigDict:
+    """A phase of ordinary training."""
+    phase = ConfigDict()
+    phase.method = "plain"  # "plain" or "guided"
+    phase.init = "random"  # or the name of an earlier phase
+    phase.num_epochs = 5.0
+    phase.learning_rate = 1e-3  # peak, for batch_size; cosine down to 0
+    phase.warmup_epochs = 0.0  # linear, from 0
+    phase.update(changes)
+    return phase
+
+
+def guided_phase(**changes) -> ConfigDict:
+    """A phase of saliency guided localization, with the readings that we recommend."""
+    phase = plain_phase()
+    phase.method = "guided"
+    phase.mu = 3.0  # weight of KL(A || A')
+    phase.mu_warmup_epochs = 0.0  # linear, from 0
+    phase.stats_decay = 0.95  # of the moving feature statistics, per step
+    phase.teacher = "bottleneck"  # or "mask": the object's true mask, an oracle
+    phase.guidance = ConfigDict()  # fields of ibsgl_jax.guidance.GuidanceConfig
+    phase.guidance.weighting = "elementwise"
+    phase.guidance.cross_entropy = "categorical"
+    phase.guidance.suppression = "runner_up_excess"
+    phase.guidance.suppression_weight = 1.0  # the source's beta
+    phase.guidance.gate = "correct"
+    phase.guidance.step = "relative"
+    phase.guidance.step_size = 0.1  # share of ||A||
+    phase.guidance.kl_over = "all"
+    phase.guidance.kl_floor = 0.1  # share of the mean activation
+    phase.bottleneck = ConfigDict()  # of ibsgl_jax.bottleneck.BottleneckConfig
+    phase.bottleneck.num_steps = 20
+    phase.bottleneck.num_samples = 1
+    phase.bottleneck.learning_rate = 1.0
+    phase.bottleneck.beta = 10.0
+    phase.update(changes)
+    return phase
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    # Data: any tfds name with image and label, prepared as array_record in data_dir.
+    config.dataset = "photo_digits/independent"
+    config.dataset_options = ConfigDict()  # of photo_digits only, e.g. num_train
+    config.data_dir = "runs/data"
+    config.train_split = "train"
+    config.validation_split = "validation"
+    config.test_split = "test"
+    config.image_size = 48  # pixels
+    config.image_mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
+    config.image_std = (0.25, 0.25, 0.25)
+    config.augment = "shift"  # "none", "shift", "crop_flip" or "imagenet"
+    config.eval_transform = "none"  # or "resize_center"
+    config.num_threads = 1  # that prepare batches
+    config.num_workers = 0  # processes instead of threads
+
+    # Model
+    config.model = "small_resnet"
+    config.model_options = ConfigDict()
+    config.dtype = "float32"  # of the backbone; saliency and losses are float32
+
+    # Optimisation
+    config.batch_size = 64  # examples, over all devices
+    config.label_smoothing = 0.0
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"  # or "sgd"
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.momentum = 0.9  # sgd only
+    config.optimizer.max_grad_norm = 0.0  # 0: no clipping
+
+    # Phases, in order; each has a section of its own.
+    config.phases = ("plain", "control", "guided")
+    config.plain = plain_phase()
+    config.control = plain_phase(init="plain", num_epochs=2.0)
+    config.guided = guided_phase(init="plain", num_epochs=2.0)
+
+    # Evaluation and records
+    config.matched_area = 0.2  # mean of map / max, for area-matched AD and AI
+    config.log_every = 50  # steps
+    config.save_epochs = 1.0  # epochs between validations and checkpoints
+    config.tensorboard = True
+    config.progress = True
+    config.picture_phases = ("plain", "guided")  # before and after; () for no picture
+    config.picture_rows = 6
+    return config

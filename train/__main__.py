@@ -1,0 +1,66 @@
+"""python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+DEFAULT_CONFIG = "configs/quickstart.py"
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    DEFAULT_CONFIG,
+    "The configuration file; single fields change with --config.FIELD=VALUE.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; runs/NAME, after the config's file, if absent."
+)
+
+
+def main(argv):
+    """Run the training; a mistake of the caller's is one line and exit status 2."""
+    if len(argv) > 1:
+        print(f"unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
+        return 2
+    # Ours are plain lines; orbax and tfds tell much that no reader of a run needs.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logger = logging.getLogger("train")
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+    import jax
+
+    from train import loop
+
+    workdir = _WORKDIR.value
+    if workdir is None:
+        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        workdir = Path("runs") / Path(name.split(":")[0]).stem
+    print(
+        f"{workdir}: {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True
+    )
+    try:
+        loop.train_and_evaluate(_CONFIG.value, workdir)
+    except ValueError as error:
+        # ConfigError, DatasetError and CheckpointError say one line each.
+        if type(error) is ValueError:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except loop.NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    # Read when jax loads XLA: its C++ warnings are of no use to the reader of a run.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main)

@@ -1,0 +1,97 @@
+"""What a training run carries from step to step, and how it moves.
+
+May import jax, flax, optax and ``ibsgl_jax``.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ibsgl_jax import feature_stats
+
+
+class TrainState(struct.PyTreeNode):
+    """Everything that a step changes and a checkpoint keeps.
+
+    Attributes:
+      step: int32 [], steps done in this phase.
+      params, batch_stats: of the model.
+      opt_state: of optax.
+      feature_stats: moving moments of the tapped features, for the bottleneck.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    feature_stats: feature_stats.FeatureStats
+
+    @property
+    def variables(self):
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(key, model, tx, image_size: int) -> TrainState:
+    """A fresh state for square images of the given side."""
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    # Jitted: initialising layer by layer takes seconds for a deep network.
+    variables = jax.jit(model.init)(key, images)
+    batch_stats = variables.get("batch_stats", {})
+    return restart(model, tx, variables["params"], batch_stats, image_size)
+
+
+def restart(model, tx, params, batch_stats, image_size: int) -> TrainState:
+    """The state of a new phase that takes over the weights of another."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    features = jax.eval_shape(
+        lambda v, x: model.apply(v, x, method="features"),
+        variables,
+        jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32),
+    )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        feature_stats=feature_stats.init(features.shape[1:]),
+    )
+
+
+def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):
+    """Linear warm-up from zero, then a cosine down to zero at num_steps."""
+    cosine = optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps)
+    if warmup_steps == 0:
+        return cosine
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, cosine], [warmup_steps])
+
+
+def make_optimizer(optimizer, schedule) -> optax.GradientTransformation:
+    """The optimizer that ``config.optimizer`` describes.
+
+    Weight decay leaves out every parameter of rank below two: biases, and the scales
+    and offsets of normalisation.
+
+    Args:
+      optimizer: fields name ("adam" or "sgd"), weight_decay, momentum (sgd), and
+        max_grad_norm (0 for no clipping).
+      schedule: step -> learning rate.
+    """
+    chain = []
+    if optimizer.max_grad_norm:
+        chain.append(optax.clip_by_global_norm(optimizer.max_grad_norm))
+    decay = optax.add_decayed_weights(
+        optimizer.weight_decay,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    )
+    if optimizer.name == "adam":
+        chain += [optax.scale_by_adam(), decay]
+    elif optimizer.name == "sgd":
+        # Decay before momentum: the usual L2 penalty of the ResNet recipes.
+        chain += [decay, optax.trace(optimizer.momentum, nesterov=True)]
+    else:
+        raise ValueError(f"optimizer {optimizer.name!r}: choose 'adam' or 'sgd'")
+    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,156 @@
+"""The folder of a run: who may write there, and the logs that go into it.
+
+    config.json      the configuration; a run of another one is refused
+    metrics.jsonl    one line per log interval, a function of config and seed alone
+    timing.jsonl     speed and memory of the same intervals
+    tensorboard/     the same, per phase
+    checkpoints/     per phase
+
+May import ml_collections' ConfigDict values as given, numpy, tensorboardX where used.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import jax
+
+# Fields that may differ when a run is continued: they change no number.
+FREE_FIELDS = ("data_dir", "num_threads", "num_workers", "progress", "tensorboard")
+
+
+class ConfigError(ValueError):
+    """The configuration asks for something impossible; one line that says what."""
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config):
+    """Hold the folder for this run alone and record its configuration.
+
+    Raises:
+      ConfigError: another process is running there, or the folder belongs to a run of
+        another configuration (the message names the fields that differ).
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to workdir {workdir}: {error.strerror}"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another run is writing to workdir {workdir}; choose another --workdir"
+            ) from None
+        _record_config(workdir / "config.json", json.loads(config.to_json()))
+        yield
+
+
+def _record_config(path: Path, config: dict):
+    if path.exists():
+        before, now = _flat(json.loads(path.read_text())), _flat(config)
+        fields = sorted(
+            name
+            for name in before.keys() | now.keys()
+            if before.get(name) != now.get(name) and name not in FREE_FIELDS
+        )
+        if fields:
+            changes = ", ".join(
+                f"{name} ({before.get(name, 'absent')} -> {now.get(name, 'absent')})"
+                for name in fields
+            )
+            raise ConfigError(
+                f"workdir {path.parent} holds a run of another configuration: "
+                f"{changes}; choose another --workdir"
+            )
+    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _flat(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value
+        for name, branch in tree.items()
+        for key, value in _flat(branch, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def write_text(path: Path, text: str):
+    """Write a whole file or nothing of it."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+class PhaseLog:
+    """Appends the log lines of one phase; on other processes than 0 it does nothing.
+
+    Args:
+      workdir: folder of the run.
+      phase: name of the phase.
+      start_step: lines of this phase after this step are dropped: the run goes on from
+        there and will write them again.
+      tensorboard: also write event files.
+    """
+
+    def __init__(self, workdir: Path, phase: str, start_step: int, *, tensorboard=True):
+        self._phase = phase
+        self._files = {}
+        self._events = None
+        if jax.process_index() != 0:
+            return
+        for name in ("metrics", "timing"):
+            path = workdir / f"{name}.jsonl"
+            _drop_lines(path, phase, start_step)
+            self._files[name] = open(path, "a")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(
+                str(workdir / "tensorboard" / phase), purge_step=start_step + 1
+            )
+
+    def write(self, step: int, split: str, values: dict, *, file: str = "metrics"):
+        """One line: phase, step, split and the values."""
+        if not self._files:
+            return
+        line = {"phase": self._phase, "step": step, "split": split, **values}
+        self._files[file].write(json.dumps(line) + "\n")
+        self._files[file].flush()
+        if self._events:
+            for name, value in values.items():
+                self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def sync(self):
+        """Everything written so far is on disk, as a checkpoint will assume."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+
+    def close(self):
+        for file in self._files.values():
+            file.close()
+        if self._events:
+            self._events.close()
+
+
+def _drop_lines(path: Path, phase: str, last_step: int):
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # the line that a kill cut short
+            continue
+        if line["phase"] != phase or line["step"] <= last_step:
+            kept.append(text + "\n")
+    write_text(path, "".join(kept))
