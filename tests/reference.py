@@ -62,7 +62,8 @@ def resize_reflecting(maps, size):
     """
     maps = np.pad(np.asarray(maps, np.float64), 1, mode="reflect")
     rows, columns = (
-        (np.arange(n) + 0.5) * (m - 2) / n - 0.5 + 1 for n, m in zip(size, maps.shape)
+        (np.arange(n) + 0.5) * (m - 2) / n - 0.5 + 1
+        for n, m in zip(size, maps.shape, strict=True)
     )
     i, j = np.floor(rows).astype(int), np.floor(columns).astype(int)
     u, v = (rows - i)[:, None], (columns - j)[None, :]
@@ -119,7 +120,9 @@ def feature_kl(features, target, *, over="all", floor=0.1):
 def weighted_moments(batches, weights):
     """Mean, summed squared deviation and count of examples weighted per batch."""
     x = np.concatenate([np.asarray(b, np.float64) for b in batches])
-    w = np.concatenate([np.full(len(b), v) for b, v in zip(batches, weights)])
+    w = np.concatenate(
+        [np.full(len(b), v) for b, v in zip(batches, weights, strict=True)]
+    )
     w = w.reshape(-1, *[1] * (x.ndim - 1))
     mean = (w * x).sum(0) / w.sum()
     return mean, (w * (x - mean) ** 2).sum(0), w.sum(), (w * (x != 0)).sum(0)

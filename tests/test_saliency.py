@@ -83,7 +83,7 @@ class TestClassSaliency:
         expected = np.stack(
             [
                 reference.pooled_linear_saliency(a, kernel, c)
-                for a, c in zip(features, labels)
+                for a, c in zip(features, labels, strict=True)
             ]
         )
         for weighting in saliency.WEIGHTINGS:
