@@ -92,8 +92,9 @@ def pixel_ranks(maps: chex.Array) -> chex.Array:
     chex.assert_rank(maps, 3)
     flat = maps.reshape(maps.shape[0], -1)
     order = jnp.argsort(-flat, axis=-1, stable=True)
-    ranks = jnp.argsort(order, axis=-1)  # the inverse permutation
-    return ranks.reshape(maps.shape).astype(jnp.int32)
+    places = jnp.broadcast_to(jnp.arange(flat.shape[1], dtype=jnp.int32), flat.shape)
+    ranks = jnp.put_along_axis(places, order, places, axis=-1, inplace=False)
+    return ranks.reshape(maps.shape)
 
 
 def boxes_to_mask(bbox: chex.Array, size: tuple[int, int]) -> chex.Array:
@@ -303,7 +304,9 @@ def pointing_hit(
     if ties == "any":
         pointed = maps == peak
     else:
-        pointed = pixel_ranks(maps) == 0
+        flat = maps.reshape(maps.shape[0], -1)
+        first = jnp.argmax(flat, axis=1, keepdims=True)
+        pointed = (jnp.arange(flat.shape[1]) == first).reshape(maps.shape)
     varies = peak[:, 0, 0] > jnp.min(maps, axis=(1, 2))
     hit = varies & jnp.any(pointed & accepted, axis=(1, 2))
     return _pair(hit.astype(jnp.float32), defined)
