@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ibsgl_jax import guidance, models
 from ibsgl_jax.bottleneck import BottleneckConfig
-from train import checkpoint, evaluate
+from train import baselines, checkpoint, evaluate
 from train import state as states
 from train import step as steps
 from train.data import pipeline
@@ -30,7 +30,7 @@ from train.workdir import ConfigError, PhaseLog, claim
 
 LOGGER = logging.getLogger("train")
 AXIS = "devices"
-METHODS = ("plain", "guided")
+METHODS = ("plain", "guided", *baselines.STEPS)
 # A step's metrics are read this many steps later, so that the device never waits.
 LAG = 2
 
@@ -118,6 +118,11 @@ def check_config(config):
                 guidance_config(phase)
             except (ValueError, TypeError) as error:
                 raise ConfigError(f"{name}: {error}") from error
+        elif phase.method in baselines.STEPS:
+            try:
+                baselines.options(phase)
+            except ValueError as error:
+                raise ConfigError(f"{name}.{error}") from error
         done.append(name)
 
 
@@ -315,6 +320,10 @@ def _make_train_step(config, phase, steps_per_epoch, *, generation, **bound):
     )
     if phase.method == "plain":
         step = functools.partial(steps.plain_step, **bound)
+    elif phase.method in baselines.STEPS:
+        step = functools.partial(
+            baselines.STEPS[phase.method], **baselines.options(phase), **bound
+        )
     else:
         warmup = max(1, round(phase.mu_warmup_epochs * steps_per_epoch))
         step = functools.partial(

@@ -7,6 +7,8 @@ live behind it, on the features. Metrics are (sum, count) pairs, summed over dev
 May import jax, optax and ``ibsgl_jax``.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +26,7 @@ def normalize_images(images, *, mean, std):
 
 def plain_step(state, batch, **options):
     """One step on the task loss alone; arguments and result as in ``guided_step``."""
-    return _step(state, batch, None, **options)
+    return penalized_step(state, batch, None, **options)
 
 
 def guided_step(
@@ -48,13 +50,16 @@ def guided_step(
       (state, metrics): metrics is a dict of (sum, count) float32 pairs.
     """
 
-    def penalty_fn(keys, head_fn, features):
-        frozen = jax.lax.stop_gradient(features)
+    def penalty_fn(forward):
+        frozen = jax.lax.stop_gradient(forward.features)
+        head_fn = make_head_fn(
+            options["model"], jax.lax.stop_gradient(forward.variables)
+        )
         stats = feature_stats.update_moving(
             state.feature_stats, frozen, decay=decay, axis_name=axis_name
         )
         guided = guidance.guide(
-            keys,
+            forward.keys,
             head_fn,
             frozen,
             batch["label"],
@@ -65,7 +70,7 @@ def guided_step(
             teacher=_mask_map(batch, frozen) if teacher == "mask" else None,
         )
         kl = losses.feature_kl(
-            features,
+            forward.features,
             guided.target_features,
             over=config.kl_over,
             floor=config.kl_floor,
@@ -79,10 +84,25 @@ def guided_step(
         }
         return mu(state.step) * kl, stats, diagnostics
 
-    return _step(state, batch, penalty_fn, axis_name=axis_name, **options)
+    return penalized_step(state, batch, penalty_fn, axis_name=axis_name, **options)
 
 
-def _step(
+class Forward(NamedTuple):
+    """What a penalty sees of the forward pass; all of it is differentiated.
+
+    keys [N] of the examples, images [N, H, W, 3] normalised, labels [N], the model's
+    variables, features [N, h, w, K], logits [N, C].
+    """
+
+    keys: jax.Array
+    images: jax.Array
+    labels: jax.Array
+    variables: Any
+    features: jax.Array
+    logits: jax.Array
+
+
+def penalized_step(
     state,
     batch,
     penalty_fn,
@@ -96,8 +116,8 @@ def _step(
 ):
     """One step on ``mean(task + penalty)``.
 
-    ``penalty_fn(keys, head_fn, features)`` gives the penalty [N], new feature
-    statistics and a dict of diagnostics [N]; head_fn is a constant, features are not.
+    ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics and a dict of
+    diagnostics [N]; None for the task alone.
     """
     images = normalize_images(batch["image"], **image_stats)
     labels = batch["label"]
@@ -128,8 +148,9 @@ def _step(
         task = optax.softmax_cross_entropy(logits, targets)
         total, stats, diagnostics = task, state.feature_stats, {}
         if penalty_fn is not None:
-            head_fn = make_head_fn(model, jax.lax.stop_gradient(variables))
-            penalty, stats, diagnostics = penalty_fn(noise_keys, head_fn, features)
+            penalty, stats, diagnostics = penalty_fn(
+                Forward(noise_keys, images, labels, variables, features, logits)
+            )
             total = task + penalty
         per_example = {
             "loss": total,
@@ -144,7 +165,7 @@ def _step(
     if axis_name:
         gradient, batch_stats = jax.lax.pmean((gradient, batch_stats), axis_name)
         sums = jax.lax.psum(sums, axis_name)
-    sums["gradient_norm"] = optax.global_norm(gradient), jnp.float32(1.0)
+    sums["gradient_norm"] = optax.tree.norm(gradient), jnp.float32(1.0)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     state = TrainState(
         step=state.step + 1,

@@ -1,0 +1,1 @@
+"""Rivals of guided training, each as a phase beside a plain control."""
