@@ -4,7 +4,7 @@ import numpy as np
 
 
 def sigmoid(x):
-    return 1.0 / (1.0 + np.exp(-np.asarray(x, np.float64)))
+    return np.exp(-np.logaddexp(0.0, -np.asarray(x, np.float64)))
 
 
 def log_softmax(logits):
