@@ -515,6 +515,57 @@ def check_classes(classes: chex.Array, num_classes: int) -> None:
             )
 
 
+def make_attribution_fn(
+    method: str,
+    features_fn: FeaturesFn,
+    head_fn: HeadFn,
+    *,
+    key: chex.PRNGKey | None = None,
+    moments: Moments | None = None,
+    tapped_fn: Callable | None = None,
+    channels: str = "abs_sum",
+    **options,
+) -> Callable[..., chex.Array]:
+    """One method as a plain function: neither jitted, chunked nor checked.
+
+    For callers with a jit of their own, and for ``jax.export``; the batch size may be
+    symbolic. Several of them under one jit share the pass through the network.
+
+    Args:
+      As in ``attribute``.
+
+    Returns:
+      (images, classes=None) -> float32 maps [N, H', W'].
+    """
+
+    def logits_fn(images):
+        return head_fn(features_fn(images))
+
+    def attribution_fn(images, classes=None):
+        size = images.shape[1:3]
+        features = features_fn(images)
+        if classes is None:
+            classes = jnp.argmax(head_fn(features), axis=-1)
+        arguments = dict(options)
+        if method in RANDOM_METHODS:
+            arguments["key"] = key
+        if method == "ib":
+            arguments["moments"] = moments
+        if method in FEATURE_METHODS:
+            maps = METHODS[method](head_fn, features, classes, **arguments)
+            if method == "ib":  # bits per cell -> bits per pixel
+                maps = maps * (maps.shape[1] * maps.shape[2] / (size[0] * size[1]))
+            maps = saliency.upsample(maps, size)
+        elif method == "full_grad":
+            maps = full_grad(tapped_fn, images, classes, **arguments)
+        else:
+            maps = METHODS[method](logits_fn, images, classes, **arguments)
+            maps = jnp.sum(jnp.abs(maps) if channels == "abs_sum" else maps, axis=-1)
+        return maps.astype(jnp.float32)
+
+    return attribution_fn
+
+
 @functools.partial(
     jax.jit, static_argnames=("method", "channels", "chunk_size", "options")
 )
@@ -534,31 +585,19 @@ def _attribute(
 ):
     shared_key = key is None or key.ndim == 0
 
-    def logits_fn(images):
-        return head_fn(features_fn(images))
-
     def explain(chunk):
         images, classes, keys = chunk
-        size = images.shape[1:3]
-        features = features_fn(images)
-        if classes is None:
-            classes = jnp.argmax(head_fn(features), axis=-1)
-        arguments = dict(options)
-        if method in RANDOM_METHODS:
-            arguments["key"] = key if shared_key else keys
-        if method == "ib":
-            arguments["moments"] = moments
-        if method in FEATURE_METHODS:
-            maps = METHODS[method](head_fn, features, classes, **arguments)
-            if method == "ib":  # bits per cell -> bits per pixel
-                maps = maps * (maps.shape[1] * maps.shape[2] / (size[0] * size[1]))
-            maps = saliency.upsample(maps, size)
-        elif method == "full_grad":
-            maps = full_grad(tapped_fn, images, classes, **arguments)
-        else:
-            maps = METHODS[method](logits_fn, images, classes, **arguments)
-            maps = jnp.sum(jnp.abs(maps) if channels == "abs_sum" else maps, axis=-1)
-        return maps.astype(jnp.float32)
+        attribution_fn = make_attribution_fn(
+            method,
+            features_fn,
+            head_fn,
+            key=key if shared_key else keys,
+            moments=moments,
+            tapped_fn=tapped_fn,
+            channels=channels,
+            **dict(options),
+        )
+        return attribution_fn(images, classes)
 
     keys = None if shared_key else key
     return _map_chunks(explain, (images, classes, keys), chunk_size)

@@ -1,0 +1,280 @@
+"""Photos of every kind in, pictures out."""
+
+import io
+import struct
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ibsgl_jax import images
+
+
+class Preprocessing(NamedTuple):
+    size: int = 32
+    resize: int = 40
+    mean: tuple = (0.5, 0.5, 0.5)
+    std: tuple = (0.25, 0.25, 0.25)
+
+
+def gradient_image(width=60, height=40):
+    """Red grows to the right, green downwards."""
+    x = np.linspace(0, 255, width)[None, :].repeat(height, axis=0)
+    y = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
+    return np.stack([x, y, np.full_like(x, 90)], axis=-1).round().astype(np.uint8)
+
+
+def black_png(side):
+    """A whole, valid PNG of side x side pixels of one bit, small however large."""
+
+    def chunk(kind, data):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    data = zlib.compress(bytes((1 + -(-side // 8)) * side), 1)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")]
+    )
+
+
+def jpeg_bytes(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+class TestRead:
+    def read(self, folder, image, name, **options):
+        path = folder / name
+        image.save(path, **options)
+        read = images.read(path)
+        assert read.mode == "RGB"
+        return np.asarray(read).astype(int)
+
+    def test_plain(self, tmp_path):
+        pixels = gradient_image()
+        read = self.read(tmp_path, Image.fromarray(pixels), "a.png")
+        np.testing.assert_array_equal(read, pixels)
+
+    def test_grey(self, tmp_path):
+        grey = gradient_image()[..., 0]
+        read = self.read(tmp_path, Image.fromarray(grey), "a.png")
+        np.testing.assert_array_equal(read, grey[..., None].repeat(3, axis=-1))
+
+    def test_one_bit(self, tmp_path):
+        read = self.read(tmp_path, Image.new("1", (4, 4), 1), "a.png")
+        assert np.all(read == 255)
+
+    @pytest.mark.parametrize("mode, name", [("RGBA", "a.png"), ("LA", "a.png")])
+    def test_transparency_lies_on_white(self, tmp_path, mode, name):
+        image = Image.fromarray(gradient_image()).convert(mode)
+        alpha = np.zeros((40, 60), np.uint8)
+        alpha[:, 30:] = 255
+        image.putalpha(Image.fromarray(alpha))
+        read = self.read(tmp_path, image, name)
+        assert np.all(read[:, :30] == 255)
+        opaque = np.asarray(image.convert("RGB"))[:, 30:]
+        np.testing.assert_array_equal(read[:, 30:], opaque)
+
+    def test_palette_with_transparency(self, tmp_path):
+        image = Image.new("P", (4, 4), 1)
+        image.putpalette([0, 0, 0, 200, 10, 10])
+        image.putpixel((0, 0), 0)
+        read = self.read(tmp_path, image, "a.gif", transparency=0)
+        assert read[0, 0].tolist() == [255, 255, 255]
+        assert read[2, 2].tolist() == [200, 10, 10]
+
+    def test_sixteen_bit(self, tmp_path):
+        values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+        expected = np.arange(256).reshape(16, 16)
+        for name in ("a.png", "a.tif"):
+            read = self.read(tmp_path, Image.fromarray(values), name)
+            np.testing.assert_array_equal(read[..., 0], expected)
+
+    def test_float(self, tmp_path):
+        values = np.array([[0.0, 0.5, 1.0, np.nan]], np.float32)
+        read = self.read(tmp_path, Image.fromarray(values), "a.tif")
+        assert read[0, :, 0].tolist() == [0, 128, 255, 0]
+
+    def test_cmyk(self, tmp_path):
+        image = Image.fromarray(gradient_image()).convert("CMYK")
+        read = self.read(tmp_path, image, "a.jpg", quality=95)
+        # JPEG's loss, and CMYK without black.
+        assert np.mean(np.abs(read - gradient_image())) < 4
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_rotation(self, tmp_path, orientation):
+        upright = Image.fromarray(gradient_image())
+        # How a camera held so would have stored it: the inverse of what 1..8 mean.
+        stored = {
+            2: [Image.Transpose.FLIP_LEFT_RIGHT],
+            3: [Image.Transpose.ROTATE_180],
+            4: [Image.Transpose.FLIP_TOP_BOTTOM],
+            5: [Image.Transpose.TRANSPOSE],
+            6: [Image.Transpose.ROTATE_90],
+            7: [Image.Transpose.TRANSVERSE],
+            8: [Image.Transpose.ROTATE_270],
+        }
+        image = upright
+        for operation in stored.get(orientation, []):
+            image = image.transpose(operation)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        read = self.read(tmp_path, image, "a.png", exif=exif)
+        np.testing.assert_array_equal(read, gradient_image())
+
+    def test_first_frame_of_an_animation(self, tmp_path):
+        frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+        options = dict(save_all=True, append_images=frames[1:])
+        read = self.read(tmp_path, frames[0], "a.gif", **options)
+        assert read[0, 0].tolist() == [255, 0, 0]
+
+    @pytest.mark.parametrize(
+        "name, content, line",
+        [
+            ("empty.jpg", b"", "empty"),
+            ("text.jpg", b"dear diary, this is no image", "not an image"),
+            ("cut.jpg", jpeg_bytes(gradient_image(600, 400))[:2000], "truncated"),
+            ("cut.png", black_png(40)[:44], "damaged"),
+            ("large.png", black_png(11_000), "11000 x 11000 pixels; at most 100"),
+            ("bomb.png", black_png(20_000), "too many pixels; at most 100 million"),
+        ],
+        ids=["empty", "text", "cut JPEG", "cut PNG", "large", "bomb"],
+    )
+    def test_bad_files(self, tmp_path, name, content, line):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(images.ImageError, match=line) as raised:
+            images.read(tmp_path / name)
+        assert name in str(raised.value) and "\n" not in str(raised.value)
+
+    def test_missing_file_and_folder(self, tmp_path):
+        with pytest.raises(images.ImageError, match="no such file"):
+            images.read(tmp_path / "nothing.jpg")
+        with pytest.raises(images.ImageError, match="is a folder"):
+            images.read(tmp_path)
+
+
+class TestFind:
+    def test_files_folders_and_wildcards(self, tmp_path):
+        for name in ("b.PNG", "a.jpg", "notes.txt", "inner/c.webp"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        names = lambda paths: [str(p.relative_to(tmp_path)) for p in paths]  # noqa: E731
+        paths, failures = images.find([str(tmp_path)])
+        assert names(paths) == ["a.jpg", "b.PNG", "inner/c.webp"] and not failures
+        paths, _ = images.find([f"{tmp_path}/b.*", f"{tmp_path}/a.jpg", str(tmp_path)])
+        assert names(paths) == ["b.PNG", "a.jpg", "inner/c.webp"]
+        paths, failures = images.find([f"{tmp_path}/*.bmp", f"{tmp_path}/x.jpg"])
+        assert names(paths) == ["x.jpg"] and "no file matches" in failures[0]
+        (tmp_path / "bare").mkdir()
+        assert "no images" in images.find([f"{tmp_path}/bare"])[1][0]
+
+    def test_a_name_with_brackets_is_a_file_first(self, tmp_path):
+        (tmp_path / "a[1].jpg").touch()
+        paths, failures = images.find([f"{tmp_path}/a[1].jpg"])
+        assert [p.name for p in paths] == ["a[1].jpg"] and not failures
+
+
+class TestPrepare:
+    def test_equals_resize_then_crop(self):
+        image = Image.fromarray(gradient_image(90, 60))
+        photo = images.prepare(image, Preprocessing())
+        resized = image.resize((60, 40), Image.Resampling.BICUBIC)
+        cut = np.asarray(resized.crop((14, 4, 46, 36)), np.float32)
+        # One rounding to 8 bits apart; in units of 1 / (255 * 0.25).
+        np.testing.assert_allclose(
+            photo.pixels, (cut / 255 - 0.5) / 0.25, atol=2.5 / (255 * 0.25)
+        )
+        assert photo.pixels.dtype == np.float32
+        assert photo.box == (21.0, 6.0, 69.0, 54.0) and photo.size == (90, 60)
+        assert photo.view.shape == (480, 480, 3)
+
+    def test_squash_sees_it_all(self):
+        image = Image.fromarray(gradient_image(90, 60))
+        photo = images.prepare(image, Preprocessing(), fit="squash")
+        assert photo.box == (0.0, 0.0, 90.0, 60.0)
+        assert photo.view.shape == (320, 480, 3)
+        assert photo.pixels.shape == (32, 32, 3)
+        # Red runs from 0 to 255 over the whole width.
+        assert photo.pixels[16, 0, 0] < -1.9 and photo.pixels[16, -1, 0] > 1.9
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 10_000), (10_000, 3), (2, 1)])
+    @pytest.mark.parametrize("fit", images.FITS)
+    def test_any_size_and_aspect(self, size, fit):
+        image = Image.new("RGB", size, (255, 128, 0))
+        photo = images.prepare(image, Preprocessing(), fit=fit)
+        assert photo.pixels.shape == (32, 32, 3)
+        np.testing.assert_allclose(photo.pixels[..., 0], 2.0, atol=1e-5)
+        assert max(photo.view.shape[:2]) == 480 and min(photo.view.shape) >= 1
+
+    def test_unknown_fit(self):
+        with pytest.raises(ValueError, match="fit='stretch'"):
+            images.crop_box((3, 3), share=1.0, fit="stretch")
+
+
+def panel(heat, unit=None, view=None):
+    view = np.full((48, 64, 3), 128, np.uint8) if view is None else view
+    return images.Panel(view, heat, "Method", unit)
+
+
+class TestDrawing:
+    def blob(self):
+        y, x = np.mgrid[:8, :8]
+        return np.exp(-((x - 2) ** 2 + (y - 5) ** 2) / 4)
+
+    def test_overlay_puts_the_heat_in_its_place(self, tmp_path):
+        path = tmp_path / "a.png"
+        images.overlay(panel(self.blob(), "bits per pixel"), title="cat", path=path)
+        picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        # Colour (the view is grey) is left of the colour bar, and low on the left.
+        inside = picture[60:, : int(0.8 * picture.shape[1])]
+        colour = inside.max(axis=-1) - inside.min(axis=-1)
+        y, x = np.mgrid[: colour.shape[0], : colour.shape[1]]
+        assert np.sum(x * colour) / np.sum(colour) < 0.45 * colour.shape[1]
+        assert np.sum(y * colour) / np.sum(colour) > 0.55 * colour.shape[0]
+
+    def test_photo_shows_where_the_map_is_zero(self, tmp_path):
+        view = np.zeros((50, 50, 3), np.uint8)
+        view[:, 25:] = 200
+        heat = np.zeros((8, 8))
+        heat[0, 0] = 1.0
+        path = tmp_path / "a.png"
+        images.overlay(panel(heat, view=view), title="", path=path)
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        for value in (0, 200):
+            assert np.mean(np.all(picture == value, axis=-1)) > 0.2
+
+    @pytest.mark.parametrize("unit", [None, "bits per pixel"])
+    def test_a_map_of_zeros_says_so(self, tmp_path, unit):
+        path = tmp_path / "a.png"
+        images.overlay(panel(np.zeros((8, 8)), unit), title="cat", path=path)
+        assert path.stat().st_size > 1000
+
+    def test_one_hot_pixel_does_not_hide_the_rest(self):
+        from matplotlib.figure import Figure
+
+        heat = np.ones((40, 40))
+        heat[0, 0] = 1000.0
+        assert images._draw(Figure().add_subplot(), panel(heat)) == 1.0
+
+    def test_contact_sheet_grows_with_photos_and_methods(self, tmp_path):
+        sizes = {}
+        for num_rows, num_methods in ((1, 1), (3, 1), (1, 3)):
+            rows = [("a.jpg\ncat", [panel(self.blob())] * num_methods)] * num_rows
+            path = tmp_path / "sheet.png"
+            images.contact_sheet(rows, path=path)
+            with Image.open(path) as sheet:
+                sizes[num_rows, num_methods] = sheet.size
+        assert sizes[3, 1][1] > 2 * sizes[1, 1][1]
+        assert sizes[1, 3][0] > 1.7 * sizes[1, 1][0]
+
+    def test_unwritable_place(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(images.ImageError, match="cannot be written") as raised:
+            images.overlay(
+                panel(self.blob()), title="", path=tmp_path / "file" / "a.png"
+            )
+        assert "\n" not in str(raised.value)
