@@ -1,0 +1,438 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibsgl_jax import bottleneck, guidance, losses, saliency
+from ibsgl_jax.feature_stats import Moments
+from ibsgl_jax.guidance import GuidanceConfig
+from ibsgl_jax.models import PooledLinear
+from tests import golden_net
+
+MODEL = golden_net.load("net1_model")
+STATS = golden_net.load("net1_iba_stats")
+FEW = bottleneck.BottleneckConfig(num_steps=2, num_samples=1)
+
+
+def golden_moments(tap):
+    names = ("mean", "std", "active")
+    return Moments(*(jnp.asarray(STATS[f"{name}_{tap}"]) for name in names))
+
+
+def golden_head(tap):
+    if tap == "B":
+        return PooledLinear(jnp.asarray(MODEL["fc_w"]), jnp.asarray(MODEL["fc_b"]))
+    return lambda a: golden_net.head(MODEL, a, tap)
+
+
+@functools.cache
+def golden_features(tap):
+    return golden_net.features(MODEL, jnp.asarray(MODEL["inputs"]), tap)
+
+
+@functools.cache
+def golden_guide(tap, config):
+    """Real images through the golden network, guided."""
+    guide = jax.jit(
+        lambda key, a, labels: guidance.guide(
+            key, golden_head(tap), a, labels, golden_moments(tap), config=config
+        )
+    )
+    return guide(jax.random.key(0), golden_features(tap), jnp.asarray(MODEL["labels"]))
+
+
+def small_case(seed=0, n=4, shape=(3, 4, 5), num_classes=3):
+    """(head, features, labels, teacher): two right predictions, two wrong."""
+    draw = np.random.default_rng(seed)
+    head = PooledLinear(
+        jnp.asarray(draw.normal(0.7, 1.0, (shape[-1], num_classes)), jnp.float32),
+        jnp.zeros(num_classes),
+    )
+    features = jnp.asarray(draw.gamma(1.0, 1.0, (n, *shape)), jnp.float32)
+    predicted = jnp.argmax(head(features), axis=-1)
+    labels = predicted.at[2:].set((predicted[2:] + 1) % num_classes)
+    teacher = jnp.asarray(draw.gamma(1.0, 1.0, (n, *shape[:2])), jnp.float32)
+    return head, features, labels, teacher
+
+
+def small_moments(features):
+    return Moments(
+        mean=jnp.mean(features, axis=0),
+        std=jnp.std(features, axis=0),
+        active=jnp.ones(features.shape[1:], bool),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def guide_to(head, features, labels, teacher, config=None):
+    """Guided by a given teacher: neither key nor moments are needed."""
+    return guidance.guide(
+        None, head, features, labels, None, config=config, teacher=teacher
+    )
+
+
+@jax.jit
+def guide_few(key, head, features, labels, moments):
+    return guidance.guide(
+        key, head, features, labels, moments, config=GuidanceConfig(bottleneck=FEW)
+    )
+
+
+def maps_of(head, features, labels):
+    other = saliency.runner_up(head(features), labels)
+    return (
+        saliency.class_saliency(head, features, labels),
+        saliency.class_saliency(head, features, other),
+    )
+
+
+def assert_finite(tree):
+    for leaf in jax.tree.leaves(tree):
+        assert np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize("tap", ["A", "B"])
+class TestOnRealImages:
+    def test_the_saliency_loss_falls(self, tap):
+        result = golden_guide(tap, GuidanceConfig())
+        assert_finite(result)
+        falls = np.asarray(result.target_loss < result.loss)
+        assert falls.sum() >= 7  # measured: all 8; a fixed step may overshoot
+
+    def test_the_move_is_at_most_the_step_size(self, tap):
+        result = golden_guide(tap, GuidanceConfig())
+        move = np.asarray(result.relative_move)
+        # Rounding of A' - A: 6e-8 of A against a tenth of its norm.
+        # Measured .055 to .075: the clip at zero takes the rest.
+        assert np.all(move <= 0.1 * (1 + 1e-5)) and np.all(move > 0.03)
+        assert result.target_features.min() >= 0
+
+    def test_diagnostics_describe_the_features(self, tap):
+        result = golden_guide(tap, GuidanceConfig())
+        features, labels = golden_features(tap), jnp.asarray(MODEL["labels"])
+        logits = golden_head(tap)(features)
+        np.testing.assert_allclose(result.logits, logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(result.runner_up, MODEL["classes"][:, 1])
+        map_c, map_p = maps_of(golden_head(tap), features, labels)
+        peak = float(map_c.max())
+        np.testing.assert_allclose(result.saliency_c, map_c, atol=1e-5 * peak)
+        np.testing.assert_allclose(result.saliency_p, map_p, atol=1e-5 * peak)
+        np.testing.assert_array_equal(result.blank, 0.0)
+        moved = np.asarray(result.target_features - features, np.float64)
+        expected = np.linalg.norm(moved.reshape(8, -1), axis=1) / np.linalg.norm(
+            np.asarray(features, np.float64).reshape(8, -1), axis=1
+        )
+        np.testing.assert_allclose(result.relative_move, expected, rtol=1e-5)
+
+
+class TestRelativeStep:
+    @pytest.mark.parametrize("step_size", [0.05, 0.3])
+    def test_move_before_the_clip_is_the_step_size(self, step_size):
+        config = GuidanceConfig(step_size=step_size, rectify_features=False)
+        result = guide_to(*small_case(), config=config)
+        # Rounding of A' - A, as above.
+        np.testing.assert_allclose(result.relative_move, step_size, rtol=1e-5)
+        clipped = guide_to(
+            *small_case(), config=dataclasses.replace(config, rectify_features=True)
+        )
+        np.testing.assert_allclose(
+            clipped.target_features,
+            np.maximum(result.target_features, 0),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+    def test_direction_is_that_of_each_examples_own_gradient(self):
+        head, features, labels, teacher = small_case()
+        config = GuidanceConfig(rectify_features=False)
+        result = guide_to(head, features, labels, teacher, config=config)
+
+        @jax.jit
+        @jax.grad
+        def gradient_of(a, label, target, gate):
+            map_c, map_p = maps_of(head, a[None], label[None])
+            loss = losses.saliency_cross_entropy(map_c, target[None])
+            return (loss + gate * losses.runner_up_excess(map_c, map_p))[0]
+
+        for i, gate in enumerate((1.0, 1.0, 0.0, 0.0)):
+            g = gradient_of(features[i], labels[i], teacher[i], gate)
+            size = jnp.linalg.norm(features[i]) / jnp.linalg.norm(g)
+            np.testing.assert_allclose(
+                result.target_features[i],
+                features[i] - 0.1 * size * g,
+                rtol=1e-4,
+                atol=1e-5,
+            )
+
+    def test_loss_falls_along_a_short_step(self):
+        result = guide_to(*small_case(), config=GuidanceConfig(step_size=0.01))
+        assert np.all(result.target_loss < result.loss)
+
+    def test_neighbours_do_not_matter(self):
+        head, features, labels, _ = small_case()
+        moments = small_moments(features)
+        key = jax.random.key(0)
+        batch = guide_few(key, head, features, labels, moments)
+        spoilt = guide_few(key, head, features.at[1].set(jnp.nan), labels, moments)
+        for i in range(4):
+            one = slice(i, i + 1)
+            alone = guide_few(key, head, features[one], labels[one], moments)
+            for together, single, beside_nan in zip(batch, alone, spoilt, strict=True):
+                np.testing.assert_allclose(together[i], single[0], rtol=1e-4, atol=1e-5)
+                if i != 1:
+                    np.testing.assert_allclose(
+                        together[i], beside_nan[i], rtol=1e-4, atol=1e-5
+                    )
+
+
+class TestPlainStep:
+    def test_equals_gradient_descent_on_the_batch_mean(self):
+        head, features, labels, teacher = small_case()
+        config = GuidanceConfig(
+            step="plain",
+            step_size=0.7,
+            suppression="overlap",
+            suppression_weight=2.0,
+            rectify_features=False,
+        )
+        result = guide_to(head, features, labels, teacher, config=config)
+        gate = jnp.array([1.0, 1.0, 0.0, 0.0])
+
+        @jax.jit
+        @jax.grad
+        def gradient_of(a):
+            map_c, map_p = maps_of(head, a, labels)
+            loss = losses.saliency_cross_entropy(map_c, teacher)
+            shared = losses.saliency_suppression(map_c, map_p)
+            return jnp.mean(loss + 2.0 * gate * shared)
+
+        moved = 0.7 * gradient_of(features)
+        np.testing.assert_allclose(
+            features - result.target_features, moved, rtol=1e-3, atol=1e-6
+        )
+        assert np.abs(moved).max() > 1e-3
+
+    def test_literal_recipe(self):
+        config = guidance.literal()
+        assert config.step == "plain" and config.suppression == "masked_overlap"
+        assert config.bottleneck == bottleneck.BottleneckConfig()
+        result = golden_guide("B", config)
+        assert_finite(result)
+        # As printed it hardly moves: the reason for the relative step.
+        assert np.all(result.relative_move < 1e-3)
+
+
+class TestGate:
+    def test_wrong_predictions_get_no_suppression(self):
+        head, features, labels, teacher = small_case()
+        result = guide_to(head, features, labels, teacher)
+        followed = losses.saliency_cross_entropy(result.saliency_c, teacher)
+        excess = losses.runner_up_excess(result.saliency_c, result.saliency_p)
+        assert np.all(excess > 0.01)
+        gate = np.array([1.0, 1.0, 0.0, 0.0])
+        np.testing.assert_allclose(result.loss, followed + gate * excess, rtol=1e-5)
+        always = guide_to(
+            head, features, labels, teacher, config=GuidanceConfig(gate="always")
+        )
+        np.testing.assert_allclose(always.loss, followed + excess, rtol=1e-5)
+
+    def test_gate_at_the_target_is_that_of_the_features(self):
+        # The loss at A' has to differ from that at A by the maps alone.
+        head, features, labels, teacher = small_case()
+        result = guide_to(head, features, labels, teacher)
+        map_c = saliency.class_saliency(head, result.target_features, labels)
+        map_p = saliency.class_saliency(head, result.target_features, result.runner_up)
+        gate = jnp.array([1.0, 1.0, 0.0, 0.0])
+        expected = guidance.saliency_loss(map_c, map_p, teacher, gate, GuidanceConfig())
+        np.testing.assert_allclose(result.target_loss, expected, rtol=1e-4)
+
+
+class TestSaliencyLoss:
+    @pytest.mark.parametrize("kind", guidance.SUPPRESSIONS)
+    def test_suppressions(self, kind):
+        head, features, labels, teacher = small_case()
+        map_c, map_p = maps_of(head, features, labels)
+        value = guidance.saliency_loss(
+            map_c,
+            map_p,
+            teacher,
+            jnp.ones(4),
+            GuidanceConfig(suppression=kind, suppression_weight=3.0),
+        )
+        if kind == "runner_up_excess":
+            term = losses.runner_up_excess(map_c, map_p)
+        else:
+            mask = {
+                "overlap": None,
+                "masked_overlap": losses.soft_mask(
+                    map_c / map_c.max((1, 2), keepdims=True)
+                ),
+                "background_overlap": 1 - teacher / teacher.max((1, 2), keepdims=True),
+            }[kind]
+            term = losses.saliency_suppression(map_c, map_p, mask)
+        followed = losses.saliency_cross_entropy(map_c, teacher)
+        np.testing.assert_allclose(value, followed + 3 * term, rtol=1e-4)
+        assert np.all(term > 1e-4)
+
+    def test_weight_zero_switches_suppression_off(self):
+        map_c, map_p, teacher = jnp.abs(
+            jax.random.normal(jax.random.key(0), (3, 2, 4, 4))
+        )
+        config = GuidanceConfig(suppression_weight=0.0, cross_entropy="bernoulli")
+        value = guidance.saliency_loss(map_c, map_p, teacher, jnp.ones(2), config)
+        expected = losses.saliency_cross_entropy(map_c, teacher, kind="bernoulli")
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+class TestTeacher:
+    def test_default_is_the_bottlenecks_map(self):
+        head, features, labels, _ = small_case()
+        moments, key = small_moments(features), jax.random.key(4)
+        result = guide_few(key, head, features, labels, moments)
+        expected = bottleneck.attribute(
+            key, head, features, labels, moments, config=FEW
+        )
+        np.testing.assert_allclose(
+            result.teacher, expected.saliency, rtol=1e-4, atol=1e-5
+        )
+
+    def test_another_is_followed(self):
+        head, features, labels, teacher = small_case()
+        mask = jnp.zeros_like(teacher).at[:, 1, 2].set(1.0)
+        result = guide_to(head, features, labels, mask)
+        np.testing.assert_array_equal(result.teacher, mask)
+        after = saliency.class_saliency(head, result.target_features, labels)
+        lit = np.asarray(result.blank) == 0
+        assert lit.sum() >= 2
+
+        def share(maps):
+            return np.asarray(maps[:, 1, 2] / jnp.sum(maps, axis=(1, 2)))[lit]
+
+        assert np.all(share(after) > share(result.saliency_c))
+
+    def test_wrong_size_is_refused(self):
+        head, features, labels, teacher = small_case()
+        with pytest.raises(AssertionError):
+            guidance.guide(None, head, features, labels, None, teacher=teacher[:, :2])
+
+
+class TestGuide:
+    def test_no_gradient_flows_out(self):
+        head, features, labels, _ = small_case()
+        moments = small_moments(features)
+
+        @jax.jit
+        def total(head, features, mean):
+            result = guidance.guide(
+                jax.random.key(0),
+                head,
+                features,
+                labels,
+                moments._replace(mean=mean),
+                config=GuidanceConfig(bottleneck=FEW),
+            )
+            result = result._replace(runner_up=jnp.zeros(()))
+            return sum(jnp.sum(leaf) for leaf in result)
+
+        gradients = jax.grad(total, (0, 1, 2))(head, features, moments.mean)
+        for leaf in jax.tree.leaves(gradients):
+            np.testing.assert_array_equal(leaf, 0.0)
+
+    def test_both_classes_share_each_pass_through_the_head(self):
+        head, features, labels, teacher = small_case()
+        calls = []
+
+        def counted(a):
+            calls.append(a.shape)
+            return head(a)
+
+        jax.eval_shape(
+            lambda a: guidance.guide(None, counted, a, labels, None, teacher=teacher),
+            features,
+        )
+        # Once at A, for logits, both maps and the gradient; once at A'.
+        assert calls == [features.shape] * 2
+
+    def test_all_zero_features_are_blank_and_stay(self):
+        head, features, labels, _ = small_case()
+        moments = small_moments(features)
+        features = features.at[1].set(0.0)
+        result = guide_few(jax.random.key(0), head, features, labels, moments)
+        assert_finite(result)
+        assert result.blank[1] == 1 and result.relative_move[1] == 0
+        np.testing.assert_array_equal(result.target_features[1], 0.0)
+        np.testing.assert_array_equal(result.saliency_c[1], 0.0)
+
+    def test_all_negative_evidence_is_blank(self):
+        head, features, labels, teacher = small_case()
+        labels = jnp.zeros_like(labels)
+        kernel = head.kernel.at[:, 0].set(-jnp.abs(head.kernel[:, 0]))
+        head = head.replace(kernel=kernel)
+        result = guide_to(head, features, labels, teacher)
+        assert_finite(result)
+        np.testing.assert_array_equal(result.blank, 1.0)
+        # Nothing to follow, and the prediction is wrong: the features stay.
+        np.testing.assert_allclose(result.target_features, features, rtol=1e-6)
+        np.testing.assert_array_equal(result.relative_move, 0.0)
+
+    @pytest.mark.parametrize("scale", [1e-20, 1e4])
+    @pytest.mark.parametrize("kind", guidance.SUPPRESSIONS)
+    def test_scale_of_the_features(self, scale, kind):
+        head, features, labels, teacher = small_case()
+        head = head.replace(bias=jnp.zeros_like(head.bias))
+        config = GuidanceConfig(suppression=kind)
+        plain = guide_to(head, features, labels, teacher, config=config)
+        scaled = guide_to(head, scale * features, labels, teacher, config=config)
+        assert_finite(scaled)
+        # The maps are linear in A here and every term is scale free.
+        np.testing.assert_allclose(
+            scaled.target_features / scale,
+            plain.target_features,
+            rtol=1e-3,
+            atol=1e-3,
+        )
+        np.testing.assert_allclose(scaled.target_loss, plain.target_loss, rtol=1e-3)
+
+    @pytest.mark.parametrize("scale", [1e-20, 1e4])
+    def test_scale_of_the_features_with_the_bottleneck(self, scale):
+        head, features, labels, _ = small_case()
+        moments = small_moments(features)
+        result = guide_few(jax.random.key(0), head, scale * features, labels, moments)
+        assert_finite(result)
+
+    def test_bfloat16_features(self):
+        head, features, labels, teacher = small_case()
+        low = features.astype(jnp.bfloat16)
+        result = guide_to(head, low, labels, teacher)
+        expected = guide_to(head, low.astype(jnp.float32), labels, teacher)
+        assert result.target_features.dtype == jnp.float32
+        for a, b in zip(result, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+class TestGuidanceConfig:
+    @pytest.mark.parametrize(
+        "option",
+        [
+            {"weighting": "mean"},
+            {"cross_entropy": "kl"},
+            {"suppression": "mask"},
+            {"gate": "wrong"},
+            {"step": "adam"},
+            {"kl_over": "channel"},
+            {"suppression_weight": -1.0},
+            {"step_size": 0.0},
+            {"kl_floor": 0.0},
+        ],
+    )
+    def test_bad_values_are_named(self, option):
+        ((name, value),) = option.items()
+        with pytest.raises(ValueError, match=f"{name}={value!r}"):
+            GuidanceConfig(**option)
+
+    def test_hashable_so_that_it_can_be_a_static_argument(self):
+        assert hash(GuidanceConfig()) == hash(GuidanceConfig())
+        assert GuidanceConfig() != guidance.literal()
