@@ -135,16 +135,17 @@ def attribute(
         chex.assert_shape(
             noise, (config.num_steps, config.num_samples, *features.shape)
         )
-    features = jax.lax.stop_gradient(features.astype(jnp.float32))
-    moments = jax.lax.stop_gradient(moments)
-    blur = make_blur(features.shape[1:3], config.blur_sigma)
+    features = _cells_first(jax.lax.stop_gradient(features.astype(jnp.float32)))
+    moments = Moments(*(m[:, :, None] for m in jax.lax.stop_gradient(moments)))
+    blur = make_blur(features.shape[:2], config.blur_sigma)
 
     pooled = isinstance(head_fn, PooledLinear) and noise is None and not config.relu
     make_value_and_grad = _pooled_value_and_grad if pooled else _generic_value_and_grad
     value_and_grad = make_value_and_grad(
         head_fn, features, labels, moments, blur, config
     )
-    noise_shape = features.shape[3:] if pooled else features.shape[1:]
+    height, width, _, num_channels = features.shape
+    noise_shape = (num_channels,) if pooled else (height, width, num_channels)
     draws = _step_keys(key, config.num_steps) if noise is None else noise
     tx = make_adam(config.learning_rate, config.num_steps)
     alpha = jnp.full(features.shape, config.initial_alpha, jnp.float32)
@@ -162,14 +163,14 @@ def attribute(
     carry, losses = jax.lax.scan(step, (alpha, tx.init(alpha)), draws[:-1])
     (final_alpha, _), last_loss = step(carry, draws[-1])
     alpha, _ = carry
-    std = jnp.maximum(moments.std, config.min_std)
-    r_squared = jnp.square((features - moments.mean) / std)
+    r_squared = _squared_deviation(features, moments, config)
     nats = capacity(noise_share(alpha, blur), r_squared, moments.active)
+    nats = _cells_last(nats)
     return jax.lax.stop_gradient(
         Attribution(
             capacity=nats,
             saliency=jnp.sum(nats, axis=-1) / np.log(2.0).astype(np.float32),
-            alpha=final_alpha,
+            alpha=_cells_last(final_alpha),
             losses=jnp.concatenate([losses, last_loss[None]]),
         )
     )
@@ -198,7 +199,7 @@ def capacity(
 def noise_share(
     alpha: chex.Array, blur: Callable[[chex.Array], chex.Array]
 ) -> chex.Array:
-    """``1 - lambda`` of alpha [N, H, W, K], computed as ``blur(sigmoid(-alpha))``.
+    """``1 - lambda`` of alpha [H, W, N, K], computed as ``blur(sigmoid(-alpha))``.
 
     The blur's weights add up to one, so this equals ``1 - blur(sigmoid(alpha))``
     without that difference's rounding to zero (in float32 from alpha = 17).
@@ -209,7 +210,7 @@ def noise_share(
 def make_blur(
     size: tuple[int, int], sigma: float | None
 ) -> Callable[[chex.Array], chex.Array]:
-    """A Gaussian blur of [N, H, W, K] over H and W, the same for every channel.
+    """A Gaussian blur of [H, W, ...] over its first two axes.
 
     The kernel is cut at ``2 round(2 sigma) + 1`` cells and normalised, the border
     reflected without repeating the edge, as in IBA's code; here as two small matrix
@@ -222,10 +223,15 @@ def make_blur(
     if sigma is None:
         return lambda maps: maps
     rows, columns = (_blur_matrix(length, sigma) for length in size)
+    # One copy of the matrix per row: a product of a batch is faster than the same
+    # product after moving axes.
+    columns = np.broadcast_to(columns, (size[0], *columns.shape))
 
     def blur(maps):
-        maps = jnp.einsum("ih,nhwk->niwk", rows, maps, precision="highest")
-        return jnp.einsum("jw,niwk->nijk", columns, maps, precision="highest")
+        flat = maps.reshape(size[0], -1)
+        flat = jnp.matmul(rows, flat, precision="highest")
+        flat = flat.reshape(*size, -1)
+        return jnp.matmul(columns, flat, precision="highest").reshape(maps.shape)
 
     return blur
 
@@ -273,21 +279,41 @@ def _blur_matrix(length: int, sigma: float) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
+# Inside the loop the cells come first: features and alpha are [H, W, N, K], moments
+# [H, W, 1, K]. A blur is then a matrix product without moving axes, a spatial mean a
+# sum over whole rows; on a CPU that halves the time of a step.
+
+
+def _cells_first(maps: chex.Array) -> chex.Array:
+    return jnp.moveaxis(maps, 0, 2)
+
+
+def _cells_last(maps: chex.Array) -> chex.Array:
+    return jnp.moveaxis(maps, 2, 0)
+
+
+def _squared_deviation(features, moments, config):
+    std = jnp.maximum(moments.std, config.min_std)
+    return jnp.square((features - moments.mean) / std)
+
+
 def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
     """Loss [N] and its gradient for any head, by autodiff through the noisy copies."""
+    height, width, num_images, num_channels = features.shape
     std = jnp.maximum(moments.std, config.min_std)
-    r_squared = jnp.square((features - moments.mean) / std)
+    r_squared = _squared_deviation(features, moments, config)
 
     def total_loss(alpha, noise):
         rest = noise_share(alpha, blur)
-        mixed = (1.0 - rest) * features + rest * (std * noise + moments.mean)
-        mixed = jnp.where(moments.active, mixed, 0.0)
+        signal = _cells_last((1.0 - rest) * features + rest * moments.mean)
+        mixed = signal + _cells_last(rest * std) * noise
+        mixed = jnp.where(_cells_last(moments.active), mixed, 0.0)
         if config.relu:
             mixed = jax.nn.relu(mixed)
-        logits = head_fn(mixed.reshape(-1, *features.shape[1:]))
-        logits = logits.reshape(config.num_samples, features.shape[0], -1)
+        logits = head_fn(mixed.reshape(-1, height, width, num_channels))
+        logits = logits.reshape(config.num_samples, num_images, -1)
         cross_entropy = _cross_entropy(logits, labels)
-        nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(1, 2, 3))
+        nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
         loss = jnp.mean(cross_entropy, axis=0) + config.beta * nats
         # The images are independent: the gradient of the sum is each one's own.
         return jnp.sum(loss), loss
@@ -308,26 +334,30 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
     them (local reparameterisation, Kingma et al. 2015). The gradient is written out:
     it needs no logarithm, so a caller who does not read the losses never computes one.
     """
-    height, width, num_channels = features.shape[1:]
+    height, width, num_images, num_channels = features.shape
     cells = height * width
-    kernel = head_fn.kernel.astype(jnp.float32)
-    bias = head_fn.bias.astype(jnp.float32)
+    kernel, bias = head_fn.kernel, head_fn.bias
     std = jnp.maximum(moments.std, config.min_std)
-    offset = features - moments.mean
-    r_squared = jnp.square(offset / std)
+    r_squared = _squared_deviation(features, moments, config)
     # Inactive elements are zero in the mixture: no mean, no noise, no offset.
     mean = jnp.mean(jnp.where(moments.active, moments.mean, 0.0), axis=(0, 1))
-    offset = jnp.where(moments.active, offset, 0.0)
+    offset = jnp.where(moments.active, features - moments.mean, 0.0)
     variance = jnp.where(moments.active, jnp.square(std), 0.0)
     capacity_scale = config.beta / (cells * num_channels) * moments.active
     transposed_blur = jax.linear_transpose(blur, features)
+    ones = jnp.ones((cells,), jnp.float32)
+
+    def sum_cells(x):
+        # As a matrix product: XLA's own column sum is slower on a CPU.
+        total = jnp.matmul(ones, x.reshape(cells, -1), precision="highest")
+        return total.reshape(num_images, num_channels)
 
     def value_and_grad(alpha, noise):
         complement = jax.nn.sigmoid(-alpha)
         rest = jnp.clip(blur(complement), MIN_REST, 1.0)
         lam = 1.0 - rest
-        spatial_mean = mean + jnp.mean(lam * offset, axis=(1, 2))
-        spread = jnp.sqrt(jnp.sum(jnp.square(rest) * variance, axis=(1, 2))) / cells
+        spatial_mean = mean + sum_cells(lam * offset) / cells
+        spread = jnp.sqrt(sum_cells(jnp.square(rest) * variance)) / cells
 
         def loss_of(spatial_mean, spread):
             logits = (spatial_mean + spread * noise) @ kernel + bias
@@ -339,12 +369,12 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
         noisy = spread > 0
         by_spread = jnp.where(noisy, by_spread / jnp.where(noisy, spread, 1.0), 0.0)
         by_lam = (
-            (by_mean / cells)[:, None, None] * offset
-            - (by_spread / cells**2)[:, None, None] * rest * variance
+            by_mean / cells * offset
+            - by_spread / cells**2 * rest * variance
             + capacity_scale * (1.0 / rest + lam * r_squared - rest)
         )
         (by_complement,) = transposed_blur(-by_lam)
-        nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(1, 2, 3))
+        nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
         loss = cross_entropy + config.beta * nats
         return loss, -by_complement * complement * (1.0 - complement)
 
