@@ -9,7 +9,7 @@ from configs.baselines import icasc, saliency_guided
 
 def get_config():
     config = quickstart.get_config()
-    same = dict(init="plain", num_epochs=config.control.num_epochs)
+    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
     config.saliency_guided = saliency_guided.phase(**same)
     config.icasc = icasc.phase(**same)
     config.phases = ("plain", "control", "guided", "saliency_guided", "icasc")

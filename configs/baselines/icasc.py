@@ -17,7 +17,8 @@ def phase(**changes):
 
 def get_config():
     config = quickstart.get_config()
-    config.icasc = phase(init="plain", num_epochs=config.control.num_epochs)
+    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    config.icasc = phase(**same)
     config.phases = ("plain", "control", "icasc")
     config.picture_phases = ("plain", "icasc")
     return config

@@ -17,7 +17,8 @@ def phase(**changes):
 
 def get_config():
     config = quickstart.get_config()
-    config.saliency_guided = phase(init="plain", num_epochs=config.control.num_epochs)
+    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    config.saliency_guided = phase(**same)
     config.phases = ("plain", "control", "saliency_guided")
     config.picture_phases = ("plain", "saliency_guided")
     return config

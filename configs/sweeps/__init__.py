@@ -1,0 +1,1 @@
+"""Sweeps: one configuration each with many phases, run for several seeds."""
