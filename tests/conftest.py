@@ -6,3 +6,31 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def photo_digits_dir(tmp_path_factory):
+    """Where runs of the tests prepare the embedded data set, once."""
+    return tmp_path_factory.mktemp("photo_digits")
+
+
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory):
+    """Programs compiled by one run are there for the next, as for a restarted one."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

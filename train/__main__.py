@@ -13,8 +13,9 @@ DEFAULT_CONFIG = "configs/quickstart.py"
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    DEFAULT_CONFIG,
-    "The configuration file; single fields change with --config.FIELD=VALUE.",
+    None,
+    "The configuration file; single fields change with --config.FIELD=VALUE."
+    f" {DEFAULT_CONFIG} if absent.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -60,7 +61,26 @@ def main(argv):
     return 0
 
 
+def parse_flags(argv):
+    """The arguments that are left; a flag that cannot be is one line, exit status 2."""
+    if not any(a.lstrip("-").split("=")[0] == "config" for a in argv):
+        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    try:
+        rest = flags.FLAGS(argv)
+        # Here, not later: what went wrong in the config's file.
+        getattr(_CONFIG.value, "is_locked")  # noqa: B009
+        return rest
+    except (AttributeError, KeyError) as error:
+        while isinstance(error.args[0], Exception):
+            error = error.args[0]
+        text = f"no config field {error.args[0]}"
+    except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
+        text = str(error).removeprefix("Configuration is not available because of an ")
+    print("error:", " ".join(text.split()), file=sys.stderr)
+    sys.exit(2)
+
+
 if __name__ == "__main__":
     # Read when jax loads XLA: its C++ warnings are of no use to the reader of a run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

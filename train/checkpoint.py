@@ -4,6 +4,7 @@ Each save carries a checksum of its arrays. A checkpoint that cannot be read or 
 match is named and passed over for the one before it. May import orbax, jax, numpy.
 """
 
+import json
 import logging
 import zlib
 from pathlib import Path
@@ -21,7 +22,11 @@ class CheckpointError(ValueError):
 
 
 def open_manager(folder):
-    """An orbax manager of the checkpoints of one phase."""
+    """An orbax manager of the checkpoints of one phase.
+
+    Raises:
+      CheckpointError: there are checkpoints, and none of them can be read.
+    """
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
 
@@ -36,7 +41,27 @@ def open_manager(folder):
         best_fn=_validation_accuracy,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(Path(folder).absolute(), options=options)
+    folder = Path(folder).absolute()
+    # Before orbax looks: it reads every checkpoint's accuracy and stops at a bad one.
+    if jax.process_index() == 0:
+        _check_accuracies(folder)
+    _wait("checkpoints")
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _check_accuracies(folder):
+    steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    damaged = []
+    for step in sorted(steps, reverse=True):
+        try:
+            metrics = json.loads((folder / str(step) / "metrics/metrics").read_text())
+            float(metrics["accuracy"])
+        except Exception as error:  # noqa: BLE001
+            _warn(folder, step, error)
+            damaged.append(step)
+    if damaged and len(damaged) == len(steps):
+        raise _none_left(folder, damaged)
+    _set_aside(folder, damaged)
 
 
 def save(manager, state, *, accuracy: float, meta: dict):
@@ -52,11 +77,12 @@ def save(manager, state, *, accuracy: float, meta: dict):
 
     arrays = jax.device_get(state)
     step = int(arrays.step)
+    meta = {**meta, "checksum": checksum((arrays, _bytes(meta)))}
     manager.save(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
-            meta=ocp.args.JsonSave({**meta, "checksum": checksum(arrays)}),
+            meta=ocp.args.JsonSave(meta),
         ),
         metrics={"accuracy": float(accuracy)},
     )
@@ -90,34 +116,54 @@ def restore(manager, like):
                 ),
             )
             meta = dict(saved["meta"])
-            if meta.pop("checksum") != checksum(saved["state"]):
+            if meta.pop("checksum") != checksum((saved["state"], _bytes(meta))):
                 raise CheckpointError("its arrays do not match their checksum")
         except Exception as error:  # noqa: BLE001
-            LOGGER.warning(
-                "checkpoint %s/%d is damaged (%s); trying the one before it",
-                manager.directory,
-                step,
-                str(error).splitlines()[0] if str(error) else type(error).__name__,
-            )
+            _warn(manager.directory, step, error)
             damaged.append(step)
             continue
-        _set_aside(manager, damaged)
+        if damaged:
+            if jax.process_index() == 0:
+                _set_aside(Path(manager.directory), damaged)
+            _wait("damaged")
+            manager.reload()
         return saved["state"], meta
     if steps:
-        raise CheckpointError(
-            f"no checkpoint in {manager.directory} can be used (tried {steps}); "
-            "restore them from a copy, or delete the folder to start this phase again"
-        )
+        raise _none_left(manager.directory, steps)
     return None
 
 
-def _set_aside(manager, steps):
+def _warn(folder, step, error):
+    LOGGER.warning(
+        "checkpoint %s/%d is damaged (%s); trying the one before it",
+        folder,
+        step,
+        str(error).splitlines()[0] if str(error) else type(error).__name__,
+    )
+
+
+def _none_left(folder, steps) -> CheckpointError:
+    return CheckpointError(
+        f"no checkpoint in {folder} can be used (tried {steps}); "
+        "restore them from a copy, or delete the folder to start this phase again"
+    )
+
+
+def _set_aside(folder: Path, steps):
     """Move damaged checkpoints out of the way of the saves to come."""
-    folder = Path(manager.directory)
-    if steps and jax.process_index() == 0:
-        for step in steps:
-            (folder / str(step)).rename(folder.parent / f"{folder.name}_{step}_damaged")
-        manager.reload()
+    for step in steps:
+        target = folder.parent / f"{folder.name}_{step}_damaged"
+        while target.exists():
+            target = target.with_name(target.name + "_again")
+        (folder / str(step)).rename(target)
+
+
+def _wait(name):
+    """Until every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
 
 
 def checksum(tree) -> int:
@@ -126,6 +172,11 @@ def checksum(tree) -> int:
     for leaf in jax.tree.leaves(tree):
         value = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), value)
     return value
+
+
+def _bytes(meta: dict):
+    """As they will be read back, for the checksum."""
+    return np.frombuffer(json.dumps(meta, sort_keys=True).encode(), np.uint8)
 
 
 def _validation_accuracy(checkpoint_metrics):

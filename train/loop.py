@@ -183,7 +183,10 @@ def train_phase(config, name, finished, data, workdir, stop):
         image_size=config.image_size,
     )
 
-    with checkpoint.open_manager(workdir / "checkpoints" / name) as manager:
+    with contextlib.ExitStack() as opened:
+        manager = opened.enter_context(
+            checkpoint.open_manager(workdir / "checkpoints" / name)
+        )
         restored = checkpoint.restore(manager, state)
         window, accuracy = Window(), 0.0
         if restored:
@@ -200,17 +203,21 @@ def train_phase(config, name, finished, data, workdir, stop):
         state = _replicate(state)
         if start == num_steps:
             return state
-        log = PhaseLog(workdir, name, start, tensorboard=config.tensorboard)
+        log = opened.enter_context(
+            PhaseLog(workdir, name, start, tensorboard=config.tensorboard)
+        )
         place = np.arange(config.batch_size // jax.process_count())
         place = place * jax.process_count() + jax.process_index()
         pending = collections.deque()
         saved = start
         clock = time.perf_counter()
-        progress = tqdm(
-            total=num_steps,
-            initial=start,
-            desc=f"{name:>8}",
-            disable=not config.progress or jax.process_index() != 0,
+        progress = opened.enter_context(
+            tqdm(
+                total=num_steps,
+                initial=start,
+                desc=f"{name:>8}",
+                disable=not config.progress or jax.process_index() != 0,
+            )
         )
 
         def save(step):
@@ -273,8 +280,6 @@ def train_phase(config, name, finished, data, workdir, stop):
                 raise Stopped(
                     f"stopped at step {step} of phase {name}; the same command goes on"
                 )
-        progress.close()
-        log.close()
         manager.wait_until_finished()
     return state
 

@@ -135,7 +135,10 @@ class PhaseLog:
         for file in self._files.values():
             os.fsync(file.fileno())
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
         for file in self._files.values():
             file.close()
         if self._events:

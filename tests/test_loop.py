@@ -1,0 +1,239 @@
+"""A whole run: what it writes, and that stopping and going on changes no bit of it."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny_run
+from train import checkpoint, loop
+from train.workdir import ConfigError
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@contextlib.contextmanager
+def counting_compilations(caplog):
+    """Yields a list that afterwards holds an entry per compiled training step."""
+    found = []
+    with caplog.at_level(logging.WARNING, logger="jax"), jax.log_compiles():
+        yield found
+    for record in caplog.records:
+        message = record.getMessage()
+        # pmap names them all alike. Only a training step takes images and, with
+        # Adam's moments, three arrays a parameter.
+        arguments = message.split("Argument mapping")[0]
+        is_step = "uint8[" in arguments and arguments.count("ShapedArray") > 40
+        if message.startswith("Compiling") and is_step:
+            found.append(message)
+    caplog.clear()
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, at_batch, action):
+    """Calls action() when the training loop asks for its n-th batch."""
+    iterate = loop.pipeline.iterate
+
+    def counted(dataset, *, start_step=0, **options):
+        is_training = "num_threads" in options
+        for i, batch in enumerate(iterate(dataset, start_step=start_step, **options)):
+            if is_training and start_step + i + 1 == at_batch:
+                action()
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.pipeline, "iterate", counted)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(photo_digits_dir, tmp_path_factory, compile_cache):
+    """An uninterrupted guided run of 8 steps: its folder and its outcome."""
+    workdir = tmp_path_factory.mktemp("whole")
+    config = tiny_run.make_guided_config(photo_digits_dir)
+    return workdir, loop.train_and_evaluate(config, workdir)
+
+
+def assert_same_run(workdir, outcome, whole):
+    """Bitwise the parameters, the statistics, the optimizer and the metrics file."""
+    state, other = outcome["guided"][0], whole[1]["guided"][0]
+    assert int(state.step) == int(other.step) == 8
+    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(other))
+    for name in ("metrics.jsonl", "results.json"):
+        assert (workdir / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+class TestTrainAndEvaluate:
+    def test_runs_all_phases_and_compiles_each_once(
+        self, photo_digits_dir, tmp_path, caplog
+    ):
+        config = tiny_run.make_config(photo_digits_dir)
+        config.tensorboard = True
+        config.picture_phases = ("plain", "guided")
+        config.picture_rows = 2
+        with counting_compilations(caplog) as compiled:
+            outcome = loop.train_and_evaluate(config, tmp_path)
+        assert list(outcome) == ["plain", "control", "guided"]
+        assert [int(state.step) for state, _ in outcome.values()] == [8, 4, 4]
+        assert len(compiled) == 3
+
+        for name in ("config.json", "results.json", "before_after.png"):
+            assert (tmp_path / name).stat().st_size > 0
+        assert list((tmp_path / "tensorboard" / "guided").iterdir())
+        assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert set(results["phases"]) == {"plain", "control", "guided"}
+        assert 0 <= results["phases"]["guided"]["box_share"] <= 1
+
+        lines = read_lines(tmp_path / "metrics.jsonl")
+        keys = [(x["phase"], x["split"], x["step"]) for x in lines]
+        assert keys == [
+            ("plain", "train", 3),
+            ("plain", "validation", 4),
+            ("plain", "train", 6),
+            ("plain", "train", 8),
+            ("plain", "validation", 8),
+            ("control", "train", 3),
+            ("control", "train", 4),
+            ("control", "validation", 4),
+            ("guided", "train", 3),
+            ("guided", "train", 4),
+            ("guided", "validation", 4),
+        ]
+        guided = lines[-2]
+        assert guided["kl"] > 0 and guided["gradient_norm"] > 0
+        assert guided["loss"] > guided["task_loss"]
+        speeds = read_lines(tmp_path / "timing.jsonl")
+        assert all(line["images_per_second"] > 0 for line in speeds)
+
+    def test_a_finished_run_is_only_evaluated_again(
+        self, whole, photo_digits_dir, caplog
+    ):
+        workdir, outcome = whole
+        before = (workdir / "metrics.jsonl").read_bytes()
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        with counting_compilations(caplog) as compiled:
+            again = loop.train_and_evaluate(config, workdir)
+        assert not compiled
+        assert (workdir / "metrics.jsonl").read_bytes() == before
+        assert again["guided"][1] == outcome["guided"][1]
+
+
+class TestResume:
+    # Step 5 lies between two checkpoints and inside a log interval; step 4 is a save.
+    @pytest.mark.parametrize("step", [4, 5])
+    def test_after_sigterm_is_bitwise_the_whole_run(
+        self, step, whole, photo_digits_dir, tmp_path, monkeypatch
+    ):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        handler = signal.getsignal(signal.SIGTERM)
+        with interrupted(monkeypatch, step, action), pytest.raises(loop.Stopped):
+            loop.train_and_evaluate(config, tmp_path)
+        assert signal.getsignal(signal.SIGTERM) == handler
+        assert (tmp_path / "checkpoints" / "guided" / str(step)).is_dir()
+        outcome = loop.train_and_evaluate(config, tmp_path)
+        assert_same_run(tmp_path, outcome, whole)
+
+    def test_after_a_crash_is_bitwise_the_whole_run(
+        self, whole, photo_digits_dir, tmp_path, monkeypatch
+    ):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+
+        def crash():
+            raise RuntimeError("injected")
+
+        with (
+            interrupted(monkeypatch, 7, crash),
+            pytest.raises(RuntimeError, match="injected"),
+        ):
+            loop.train_and_evaluate(config, tmp_path)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"phase": "gui')  # the line that a kill cut short
+        outcome = loop.train_and_evaluate(config, tmp_path)
+        assert_same_run(tmp_path, outcome, whole)
+
+    def test_passes_over_a_damaged_checkpoint(
+        self, whole, photo_digits_dir, tmp_path, monkeypatch, caplog
+    ):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        with interrupted(monkeypatch, 6, action), pytest.raises(loop.Stopped):
+            loop.train_and_evaluate(config, tmp_path)
+        newest = tmp_path / "checkpoints" / "guided" / "6"
+        for path in newest.rglob("*"):
+            if path.is_file():
+                path.write_bytes(path.read_bytes()[:-20])
+        with caplog.at_level(logging.WARNING, logger="train"):
+            outcome = loop.train_and_evaluate(config, tmp_path)
+        assert f"checkpoint {newest} is damaged" in caplog.text
+        assert_same_run(tmp_path, outcome, whole)
+
+    def test_refuses_to_start_over_when_all_are_damaged(
+        self, whole, photo_digits_dir, tmp_path, monkeypatch
+    ):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        with interrupted(monkeypatch, 2, action), pytest.raises(loop.Stopped):
+            loop.train_and_evaluate(config, tmp_path)
+        folder = tmp_path / "checkpoints" / "guided"
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+        with pytest.raises(checkpoint.CheckpointError) as info:
+            loop.train_and_evaluate(config, tmp_path)
+        assert "\n" not in str(info.value) and str(folder) in str(info.value)
+
+
+class TestNonFinite:
+    def test_names_step_term_and_checkpoint(
+        self, photo_digits_dir, tmp_path, compile_cache
+    ):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        config.guided.mu = float("inf")
+        with pytest.raises(loop.NonFiniteError, match="at step 1 of phase guided"):
+            loop.train_and_evaluate(config, tmp_path)
+
+
+class TestCheckConfig:
+    @pytest.mark.parametrize(
+        "change, word",
+        [
+            ({"batch_size": 12}, "batch_size=12 is not divisible by the 8 devices"),
+            ({"model": "resnet5"}, "model 'resnet5'"),
+            ({"guided.mu": -1.0}, "guided.mu=-1"),
+            ({"guided.init": "plain"}, "guided.init='plain'"),
+            ({"guided.method": "magic"}, "guided.method='magic'"),
+            ({"guided.num_epochs": 0.0}, "guided.num_epochs=0"),
+            ({"guided.guidance.gate": "open"}, "gate='open'"),
+            ({"guided.bottleneck.beta": -1.0}, "beta=-1"),
+            ({"phases": ("other",)}, "phase 'other'"),
+            ({"phases": ()}, "phases is empty"),
+        ],
+    )
+    def test_refuses_in_one_line_and_writes_nothing(self, change, word, tmp_path):
+        config = tiny_run.make_guided_config(tmp_path / "data")
+        config.update_from_flattened_dict(change)
+        workdir = tmp_path / "run"
+        with pytest.raises(ConfigError) as info:
+            loop.train_and_evaluate(config, workdir)
+        assert word in str(info.value) and "\n" not in str(info.value)
+        assert not workdir.exists()
+
+
+def test_replicated_state_is_a_copy():
+    """Phases that start from the same weights each donate a state of their own."""
+    tree = {"w": np.arange(3.0)}
+    replicated = loop._replicate(tree)
+    assert replicated["w"] is not tree["w"]
+    assert len(replicated["w"].sharding.device_set) == 8

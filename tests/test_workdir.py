@@ -1,0 +1,144 @@
+"""The folder of a run: one run at a time, one configuration, whole lines only."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import default
+from tests import tiny_run
+from train import workdir as workdirs
+from train.workdir import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_train(*arguments, **environment):
+    """`python -m train` on one device, as a user would run it."""
+    return subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+class TestClaim:
+    def test_records_the_config_and_can_be_repeated(self, tmp_path):
+        config = default.get_config()
+        for _ in range(2):
+            with workdirs.claim(tmp_path / "run", config):
+                pass
+        recorded = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert recorded["guided"]["bottleneck"]["num_steps"] == 20
+
+    def test_second_run_is_refused(self, tmp_path):
+        config = default.get_config()
+        with (
+            workdirs.claim(tmp_path, config),
+            pytest.raises(ConfigError, match="another run is writing to workdir"),
+            workdirs.claim(tmp_path, config),
+        ):
+            pass
+
+    def test_another_config_is_refused_with_the_fields(self, tmp_path):
+        config = default.get_config()
+        with workdirs.claim(tmp_path, config):
+            pass
+        before = (tmp_path / "config.json").read_bytes()
+        config.seed = 1
+        config.guided.mu = 5.0
+        config.new_field = 3
+        with pytest.raises(ConfigError) as info, workdirs.claim(tmp_path, config):
+            pass
+        message = str(info.value)
+        assert "guided.mu (3.0 -> 5.0)" in message and "seed (0 -> 1)" in message
+        assert "new_field (absent -> 3)" in message and "batch_size" not in message
+        assert "\n" not in message
+        assert (tmp_path / "config.json").read_bytes() == before
+
+    def test_fields_that_change_no_number_are_free(self, tmp_path):
+        config = default.get_config()
+        with workdirs.claim(tmp_path, config):
+            pass
+        config.progress = False
+        config.num_threads = 7
+        with workdirs.claim(tmp_path, config):
+            pass
+
+    def test_place_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with (
+            pytest.raises(ConfigError, match="cannot write to workdir"),
+            workdirs.claim(tmp_path / "file" / "run", default.get_config()),
+        ):
+            pass
+
+
+class TestPhaseLog:
+    def test_drops_what_will_be_written_again(self, tmp_path):
+        with workdirs.PhaseLog(tmp_path, "a", 0, tensorboard=False) as log:
+            for step in (1, 2, 3):
+                log.write(step, "train", {"loss": step / 10})
+        with workdirs.PhaseLog(tmp_path, "b", 0, tensorboard=False) as log:
+            log.write(9, "train", {"loss": 0.9})
+        path = tmp_path / "metrics.jsonl"
+        with path.open("a") as file:
+            file.write('{"phase": "a", "st')
+        with workdirs.PhaseLog(tmp_path, "a", 2, tensorboard=False):
+            pass
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [(x["phase"], x["step"]) for x in lines] == [
+            ("a", 1),
+            ("a", 2),
+            ("b", 9),
+        ]
+
+
+class TestWriteText:
+    def test_leaves_the_old_file_when_writing_fails(self, tmp_path):
+        path = tmp_path / "file.json"
+        workdirs.write_text(path, "old")
+        with pytest.raises(UnicodeEncodeError):
+            workdirs.write_text(path, "new \ud800")
+        assert path.read_text() == "old"
+
+
+class TestCommand:
+    def test_unknown_field_is_one_line_with_a_proposal(self, tmp_path):
+        done = run_train("--config.batch_sise=8", f"--workdir={tmp_path / 'run'}")
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "batch_sise" in line and "did you mean" in line.lower()
+        assert "batch_size" in line
+        assert not (tmp_path / "run").exists()
+
+    def test_impossible_value_is_one_line(self, tmp_path):
+        workdir = tmp_path / "run"
+        done = run_train("--config.guided.mu=-2.0", f"--workdir={workdir}")
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert line == "error: guided.mu=-2.0: must not be negative"
+        assert not workdir.exists()
+
+    def test_missing_data_set_is_one_line(self, tmp_path):
+        done = run_train(
+            "--config.dataset=cifar10",
+            f"--config.data_dir={tmp_path}",
+            f"--workdir={tmp_path / 'run'}",
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "python -m train.prepare cifar10" in line
+
+    def test_second_run_is_refused_with_status_two(self, tmp_path):
+        with workdirs.claim(tmp_path, tiny_run.make_config(tmp_path)):
+            done = run_train(f"--workdir={tmp_path}")
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "another run is writing" in line

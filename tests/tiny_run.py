@@ -1,0 +1,34 @@
+"""The configuration of a run of seconds: the real path on few and small things."""
+
+from configs import default
+
+
+def make_config(data_dir, *, phases=("plain", "control", "guided")):
+    """16 steps: plain 8, control and guided 4 each; a checkpoint every 4."""
+    config = default.get_config()
+    config.data_dir = str(data_dir)
+    config.dataset_options.num_train = 64
+    config.dataset_options.num_validation = 24
+    config.dataset_options.num_test = 24
+    config.model_options.stage_sizes = (1,)
+    config.model_options.stage_strides = (2,)
+    config.model_options.num_filters = 8
+    config.batch_size = 16
+    config.phases = phases
+    config.plain.num_epochs = 2.0
+    config.control.num_epochs = 1.0
+    config.guided.num_epochs = 1.0
+    config.guided.bottleneck.num_steps = 3
+    config.log_every = 3
+    config.progress = False
+    config.tensorboard = False
+    config.picture_phases = ()
+    return config.lock()
+
+
+def make_guided_config(data_dir):
+    """One guided phase of 8 steps from random weights."""
+    config = make_config(data_dir, phases=("guided",))
+    config.guided.init = "random"
+    config.guided.num_epochs = 2.0
+    return config
