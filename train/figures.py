@@ -1,38 +1,35 @@
-"""Pictures of what a run learnt. May import matplotlib, jax and ``train.evaluate``."""
+"""Pictures of what a run learnt. May import matplotlib, jax and ``train.evaluate``.
 
+Every picture takes the first images of the split, unselected.
+"""
+
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import bottleneck, saliency
+from ibsgl_jax import bottleneck, metrics, perturbation, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
-from train import evaluate
+from train import evaluate, measures
 from train.step import normalize_images
 
+CURVE_STEPS = 20  # of the deletion curve
 
-def write_before_after(config, model, states, data, workdir) -> Path:
+
+def write_before_after(config, model, states, data, workdir, *, phases=None) -> Path:
     """before_after.png: the first test images and their maps in two phases.
 
     Columns: input with the true box; L^c and L^p of the first of
-    ``config.picture_phases``; its bottleneck map of the true class; L^c and L^p of the
-    second. Maps of one image share a scale per phase, so that L^p shows its strength.
+    ``config.picture_phases`` (or ``phases``); its bottleneck map of the true class;
+    L^c and L^p of the second. Maps of one image share a scale per phase, so that L^p
+    shows its strength.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    before, after = config.picture_phases
-    num_rows = min(config.picture_rows, len(data.test))
-    batches = evaluate.eval_batches(config, data.test, shard=(0, 1))
-    batch = {k: v[:num_rows] for k, v in batches[0].items()}
-    maps = {
-        name: _maps(config, model, states[name].variables, batch, data)
-        for name in (before, after)
-    }
+    before, after = phases or config.picture_phases
+    batch = _first_images(config, data.test, config.picture_rows)
+    maps = _maps_of_phases(config, model, states, (before, after), batch, data.train)
     columns = [
         ("input", None, None),
         (f"$L^c$ {before}", before, "c"),
@@ -41,59 +38,188 @@ def write_before_after(config, model, states, data, workdir) -> Path:
         (f"$L^c$ {after}", after, "c"),
         (f"$L^p$ {after}", after, "p"),
     ]
-    figure, axes = plt.subplots(
-        num_rows,
-        len(columns),
-        figsize=(1.75 * len(columns), 1.9 * num_rows + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
-    for row in range(num_rows):
-        image = batch["image"][row]
+    figure, axes = _grid(len(batch["image"]), len(columns))
+    for row in range(len(axes)):
         for axis, (title, phase, kind) in zip(axes[row], columns, strict=True):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.imshow(image, interpolation="nearest")
-            if row == 0:
-                axis.set_title(title, fontsize=11)
-            if "bbox" in batch:
-                _draw_box(axis, batch["bbox"][row], image.shape[:2])
+            _show_image(axis, batch, row, title=title if row == 0 else None)
             if phase is None:
                 axis.set_ylabel(f"class {batch['label'][row]}", fontsize=9)
                 continue
             values = maps[phase]
-            scale = values["c" if kind == "p" else kind][row].max()
-            heat = values[kind][row] / scale if scale > 0 else values[kind][row]
-            heat = np.clip(heat, 0, 1)
-            axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.6 * heat)
+            _show_heat(
+                axis, values[kind][row], values["c" if kind == "p" else kind][row]
+            )
             if kind == "c":
-                predicted, probability = values["top"][row], values["prob"][row]
+                predicted, probability = values["top"][row], values["prob_c"][row]
                 axis.set_xlabel(
                     f"says {predicted}, p({batch['label'][row]}) {probability:.2f}",
                     fontsize=8,
                 )
-    path = Path(workdir) / "before_after.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return path
+    return _save(figure, Path(workdir) / "before_after.png")
 
 
-def _maps(config, model, variables, batch, data) -> dict:
-    """L^c, L^p, L^ib at image size, predictions and probabilities, as NumPy."""
-    moments = evaluate.data_set_moments(config, model, variables, data.train)
+def write_suppression(config, model, states, data, workdir, phases) -> Path:
+    """suppression.png: L^c, L^p and their overlap min(L^c, L^p), in two phases.
+
+    Under each input stand four scores: the probabilities of c and of p, the runner-up
+    before, each before and after. The source prints four numbers there without a word;
+    this is how we read them. Under the overlap stands ``metrics.overlap``. The maps of
+    an image share a scale per phase.
+    """
+    before, after = phases
+    batch = _first_images(config, data.test, 4)
+    maps = _maps_of_phases(config, model, states, phases, batch, data.train)
+    columns = [("input", None, None)] + [
+        (f"{title} {phase}", phase, kind)
+        for phase in phases
+        for title, kind in (("$L^c$", "c"), ("$L^p$", "p"), ("overlap", "both"))
+    ]
+    figure, axes = _grid(len(batch["image"]), len(columns), foot=0.35)
+    for row in range(len(axes)):
+        for axis, (title, phase, kind) in zip(axes[row], columns, strict=True):
+            _show_image(axis, batch, row, title=title if row == 0 else None)
+            label = batch["label"][row]
+            if phase is None:
+                axis.set_xlabel(
+                    "\n".join(
+                        f"P({name}={number})  {maps[before]['probs'][row, number]:.3f}"
+                        f" → {maps[after]['probs'][row, number]:.3f}"
+                        for name, number in (
+                            ("c", label),
+                            ("p", maps[before]["other"][row]),
+                        )
+                    ),
+                    fontsize=8,
+                )
+                continue
+            values = maps[phase]
+            _show_heat(axis, values[kind][row], values["c"][row])
+            score = {
+                "c": f"P {values['prob_c'][row]:.3f}",
+                "p": f"p={values['other'][row]}, P {values['prob_p'][row]:.3f}",
+                "both": f"overlap {values['overlap'][row]:.3f}",
+            }[kind]
+            axis.set_xlabel(score, fontsize=8)
+    return _save(figure, Path(workdir) / "suppression.png")
+
+
+def write_deletion(config, model, states, data, workdir, phases) -> Path:
+    """deletion.png: images with 30, 60 and 90 % of their pixels deleted, and the curve.
+
+    The most salient pixels of L^c go first and become black; P is the label's
+    probability. One row per image and phase.
+    """
+    batch = _first_images(config, data.test, 3)
+    images = normalize_images(batch["image"], **evaluate.image_stats(config))
+    labels = jnp.asarray(batch["label"])
+    black = measures.black(evaluate.image_stats(config))
+
+    @functools.partial(jax.jit, static_argnames="fractions")
+    def deleted(variables, fractions):
+        maps = measures.class_maps(
+            variables, batch, model=model, image_stats=evaluate.image_stats(config)
+        )
+        prob_fn = measures.make_prob_fn(model, variables, labels)
+        seen = [
+            perturbation.delete_pixels(images, maps, black, fraction=fraction)
+            for fraction in fractions
+        ]
+        curve = perturbation.deletion_insertion(
+            prob_fn, images, maps, black, num_steps=CURVE_STEPS
+        )
+        return jnp.stack(seen), jnp.stack([prob_fn(x) for x in seen]), curve
+
+    figure, axes = _grid(2 * len(labels), len(measures.DELETED) + 1)
+    for number, phase in enumerate(phases):
+        seen, probs, curve = jax.device_get(
+            deleted(states[phase].variables, measures.DELETED)
+        )
+        pictures = _to_pixels(seen, **evaluate.image_stats(config))
+        for image in range(len(labels)):
+            row = axes[2 * image + number]
+            for column, fraction in enumerate(measures.DELETED):
+                axis = row[column]
+                axis.set_xticks([])
+                axis.set_yticks([])
+                axis.imshow(pictures[column, image], interpolation="nearest")
+                axis.set_xlabel(f"P = {probs[column, image]:.3f}", fontsize=9)
+                if image == number == 0:
+                    title = f"{fraction:.0%} deleted" if fraction else "input"
+                    axis.set_title(title, fontsize=11)
+            row[0].set_ylabel(f"class {labels[image]}\n{phase}", fontsize=9)
+            axis = row[-1]
+            area = curve.deletion_auc[image]
+            axis.plot(curve.fractions, curve.deletion[image], color=f"C{number}")
+            axis.fill_between(
+                curve.fractions, curve.deletion[image], alpha=0.15, color=f"C{number}"
+            )
+            axis.set_title(f"AUC {area:.3f}", fontsize=9)
+            axis.set_ylim(0, 1.02)
+            axis.set_xlim(0, 1)
+            axis.set_xticks([0, 0.3, 0.6, 0.9])
+            axis.set_yticks([0, 0.5, 1])
+            axis.tick_params(labelsize=7)
+            axis.set_box_aspect(1)
+    return _save(figure, Path(workdir) / "deletion.png")
+
+
+def overlay(image, heat, *, bbox=None, side: int = 144):
+    """One image under its map, as uint8 [side, side', 3] for a gallery.
+
+    Args:
+      image: uint8 [H, W, 3].
+      heat: [H, W] in [0, 1], or None for the image alone.
+      bbox: ymin, xmin, ymax, xmax in [0, 1], or None.
+      side: pixels of the height of the result.
+    """
+    from matplotlib import colormaps
+    from PIL import Image, ImageDraw
+
+    height, width = image.shape[:2]
+    size = (max(1, round(side * width / height)), side)
+    enlarging = side >= height
+    kind = Image.Resampling.NEAREST if enlarging else Image.Resampling.BOX
+    pixels = np.asarray(Image.fromarray(image).resize(size, kind), np.float32)
+    if heat is not None:
+        heat = Image.fromarray(np.asarray(heat, np.float32))
+        heat = np.clip(heat.resize(size, Image.Resampling.BILINEAR), 0, 1)
+        colours = colormaps["inferno"](heat)[..., :3] * 255
+        alpha = (0.25 + 0.6 * heat)[..., None]
+        pixels = alpha * colours + (1 - alpha) * pixels
+    picture = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+    if bbox is not None:
+        ymin, xmin, ymax, xmax = np.asarray(bbox) * np.array([*size[::-1], *size[::-1]])
+        if xmax > xmin and ymax > ymin:
+            ImageDraw.Draw(picture).rectangle(
+                [xmin, ymin, xmax - 1, ymax - 1], outline=(255, 255, 255)
+            )
+    return np.asarray(picture)
+
+
+def _first_images(config, source, number):
+    number = min(number, len(source))
+    batch = evaluate.eval_batches(config, source, shard=(0, 1))[0]
+    return {k: v[:number] for k, v in batch.items()}
+
+
+def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
+    """Per phase L^c, L^p, their minimum and L^ib at image size, and what is said."""
+    stats = evaluate.image_stats(config)
+    images = normalize_images(batch["image"], **stats)
+    labels, size = jnp.asarray(batch["label"]), images.shape[1:3]
 
     @jax.jit
-    def maps_of(images, labels):
-        images = normalize_images(images, **evaluate.image_stats(config))
+    def maps_of(variables, moments):
         features = make_features_fn(model, variables)(images)
         head_fn = make_head_fn(model, variables)
-        logits, maps = saliency.logits_and_saliencies(
-            head_fn,
-            features,
-            lambda logits: jnp.stack(
-                [labels, saliency.runner_up(logits, labels)], axis=1
-            ),
+        logits = head_fn(features)
+        # A single class has no rival; its map is zero.
+        alone = logits.shape[-1] < 2
+        other = labels if alone else saliency.runner_up(logits, labels)
+        maps = saliency.class_saliencies(
+            head_fn, features, jnp.stack([labels, other], axis=1)
         )
+        maps = maps.at[:, 1].multiply(0.0) if alone else maps
         attribution = bottleneck.attribute(
             jax.random.key(config.seed),
             head_fn,
@@ -102,17 +228,63 @@ def _maps(config, model, variables, batch, data) -> dict:
             moments,
             config=BottleneckConfig(num_steps=20),
         )
-        size = images.shape[1:3]
-        prob = jax.nn.softmax(logits)
+        map_c = saliency.upsample(maps[:, 0], size)
+        map_p = saliency.upsample(maps[:, 1], size)
         return {
-            "c": saliency.upsample(maps[:, 0], size),
-            "p": saliency.upsample(maps[:, 1], size),
+            "c": map_c,
+            "p": map_p,
+            "both": jnp.minimum(map_c, map_p),
             "ib": saliency.upsample(attribution.saliency, size),
             "top": jnp.argmax(logits, axis=-1),
-            "prob": jnp.take_along_axis(prob, labels[:, None], axis=1)[:, 0],
+            "other": other,
+            "probs": jax.nn.softmax(logits),
+            "prob_c": metrics.probability(logits, labels),
+            "prob_p": metrics.probability(logits, other),
+            "overlap": metrics.overlap(maps[:, 0], maps[:, 1]),
         }
 
-    return jax.device_get(maps_of(batch["image"], batch["label"]))
+    values = {}
+    for phase in dict.fromkeys(phases):
+        variables = states[phase].variables
+        moments = evaluate.data_set_moments(config, model, variables, train_source)
+        values[phase] = jax.device_get(maps_of(variables, moments))
+    return values
+
+
+def _to_pixels(images, *, mean, std):
+    return np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
+
+
+def _grid(num_rows, num_columns, *, foot=0.0):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(
+        num_rows,
+        num_columns,
+        figsize=(1.75 * num_columns, (1.9 + foot) * num_rows + 0.3),
+        squeeze=False,
+        layout="constrained",
+    )
+
+
+def _show_image(axis, batch, row, *, title):
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.imshow(batch["image"][row], interpolation="nearest")
+    if title:
+        axis.set_title(title, fontsize=11)
+    if "bbox" in batch:
+        _draw_box(axis, batch["bbox"][row], batch["image"].shape[1:3])
+
+
+def _show_heat(axis, heat, scale):
+    """The map over the image, divided by the maximum of the map ``scale``."""
+    peak = scale.max()
+    heat = np.clip(heat / peak if peak > 0 else heat, 0, 1)
+    axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.6 * heat)
 
 
 def _draw_box(axis, bbox, size):
@@ -129,3 +301,11 @@ def _draw_box(axis, bbox, size):
             linewidth=1,
         )
     )
+
+
+def _save(figure, path):
+    from matplotlib import pyplot as plt
+
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
