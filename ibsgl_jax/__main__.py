@@ -1,0 +1,8 @@
+"""``python -m ibsgl_jax``: the same as the console script ``ibsgl``."""
+
+import sys
+
+from ibsgl_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,417 @@
+"""The command line: what it writes, and one line for everything that goes wrong."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ibsgl_jax import attribution, cli, feature_stats, images, models, pretrained
+from tests.test_images import black_png, gradient_image, jpeg_bytes
+
+PREPROCESSING = pretrained.Preprocessing(48, 54, (0.5,) * 3, (0.25,) * 3)
+CLASS_NAMES = [f"{colour} thing" for colour in "red green blue white".split()]
+CLASS_NAMES += ["black cat", "tabby cat"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    model = models.ResNet(
+        stage_sizes=(1, 1),
+        block=models.BasicBlock,
+        num_filters=8,
+        num_classes=6,
+        stem=(5, 3, 1),
+    )
+    image = jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32)
+    draws = np.random.default_rng(0)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            np.float32(draws.normal(size=leaf.shape) / 4)
+            + ("var" in jax.tree_util.keystr(path)) * 2
+        ),
+        jax.eval_shape(model.init, jax.random.key(0), image),
+    )
+    return cli.LoadedModel(
+        "tiny_resnet", model, variables, CLASS_NAMES, PREPROCESSING, None
+    )
+
+
+@pytest.fixture
+def run(loaded, monkeypatch, capsys, tmp_path):
+    """run(*arguments) -> (status, stdout, stderr), with the small model."""
+    monkeypatch.setattr(cli, "_load_model", lambda arguments: loaded)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for i, size in enumerate([(60, 50), (80, 200), (48, 48)]):
+        pixels = draws.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"photo{i}.png")
+    return folder
+
+
+def explanation(folder):
+    return json.loads((folder / "explanation.json").read_text())
+
+
+class TestExplain:
+    def test_writes_everything(self, run, photos, loaded, tmp_path):
+        out = tmp_path / "out"
+        status, stdout, stderr = run(
+            "explain",
+            photos,
+            "--out",
+            out,
+            "--chunk-size",
+            2,
+            "--method",
+            "ib,hirescam",
+        )
+        assert status == 0 and "3 photos explained" in stdout
+        assert "warning: feature statistics come from 3 of your own" in stderr
+        result = explanation(out)
+        assert [photo["path"] for photo in result["photos"]] == [
+            str(photos / f"photo{i}.png") for i in range(3)
+        ]
+        pictures = {"contact_sheet.png"}
+        for photo in result["photos"]:
+            pictures |= set(photo["files"].values())
+            assert len(photo["predicted"]) == 5
+            assert photo["class"] == photo["predicted"][0]
+            assert photo["class"]["name"] == CLASS_NAMES[photo["class"]["index"]]
+        written = {path.name for path in out.iterdir()}
+        assert written == pictures | {"maps.npz", "explanation.json"}
+        for name in pictures:
+            with Image.open(out / name) as picture:
+                assert min(picture.size) > 300
+
+        # The maps are attribute's own, to rounding over the blocks' sizes.
+        prepared = np.stack(
+            [
+                images.prepare(images.read(path), PREPROCESSING).pixels
+                for path in sorted(photos.iterdir())
+            ]
+        )
+        features_fn = models.make_features_fn(loaded.model, loaded.variables)
+        head_fn = models.make_head_fn(loaded.model, loaded.variables)
+
+        @jax.jit
+        def expect(pixels):
+            features = features_fn(pixels)
+            state = feature_stats.init(features.shape[1:])
+            moments = feature_stats.moments(feature_stats.update(state, features))
+            make_fn = attribution.make_attribution_fn
+            options = dict(key=jax.random.key(0), moments=moments)
+            return {
+                "hirescam": make_fn("hirescam", features_fn, head_fn)(pixels),
+                "ib": make_fn("ib", features_fn, head_fn, **options)(pixels),
+            }
+
+        expected = expect(prepared)
+        with np.load(out / "maps.npz") as maps:
+            assert set(maps.files) == set(expected)
+            for method, value in expected.items():
+                np.testing.assert_allclose(
+                    maps[method], value, rtol=0, atol=1e-4 * float(jnp.max(value))
+                )
+
+    @pytest.mark.parametrize(
+        "given, index", [("4", 4), ("Black CAT", 4), ("tabby", 5), ("green", 1)]
+    )
+    def test_class_by_number_or_name(self, run, photos, tmp_path, given, index):
+        status, _, _ = run(
+            *("explain", photos / "photo0.png", "--method", "grad_cam"),
+            *("--class", given, "--out", tmp_path),
+        )
+        assert status == 0
+        assert explanation(tmp_path)["photos"][0]["class"]["index"] == index
+
+    def test_layer_changes_the_maps(self, run, photos, tmp_path):
+        maps = {}
+        for layer in ("layer1_0", "layer2_0"):
+            status, _, _ = run(
+                *("explain", photos, "--method", "hirescam", "--layer", layer),
+                *("--out", tmp_path / layer),
+            )
+            assert status == 0
+            maps[layer] = np.load(tmp_path / layer / "maps.npz")["hirescam"]
+            assert explanation(tmp_path / layer)["layer"] == layer
+        assert not np.allclose(maps["layer1_0"], maps["layer2_0"])
+
+    def test_every_method(self, run, photos, tmp_path):
+        methods = ",".join(set(attribution.METHODS) - {"ib"})
+        status, _, _ = run(
+            *("explain", photos / "photo0.png", "--method", methods),
+            *("--fit", "squash", "--out", tmp_path / "out"),
+        )
+        assert status == 0
+        with np.load(tmp_path / "out" / "maps.npz") as maps:
+            assert set(maps.files) == set(methods.split(","))
+            for values in maps.values():
+                assert np.all(np.isfinite(values)) and np.max(values) > 0
+
+    def test_same_names_do_not_overwrite(self, run, photos, tmp_path):
+        (photos / "other").mkdir()
+        (photos / "photo0.png").rename(photos / "other" / "photo1.png")
+        run("explain", photos, "--method", "grad_cam", "--out", tmp_path / "out")
+        files = [
+            p["files"]["grad_cam"] for p in explanation(tmp_path / "out")["photos"]
+        ]
+        assert len(set(files)) == 3
+        assert all((tmp_path / "out" / file).exists() for file in files)
+
+    def test_many_photos_take_several_sheets(self, run, photos, tmp_path, monkeypatch):
+        monkeypatch.setattr(cli, "SHEET_ROWS", 2)
+        run("explain", photos, "--method", "random", "--out", tmp_path / "out")
+        sheets = sorted(p.name for p in (tmp_path / "out").glob("contact_sheet*"))
+        assert sheets == ["contact_sheet.png", "contact_sheet_2.png"]
+
+
+class TestStatistics:
+    def test_are_remembered_beside_the_weights(
+        self, run, photos, loaded, tmp_path, monkeypatch
+    ):
+        weights = tmp_path / "weights" / "net.npz"
+        weights.parent.mkdir()
+        beside = loaded._replace(weights_path=weights)
+        monkeypatch.setattr(cli, "_load_model", lambda arguments: beside)
+        explain = ("explain", photos / "photo0.png", "--method", "ib")
+
+        def maps_of(name, *more):
+            status, _, stderr = run(*explain, "--out", tmp_path / name, *more)
+            assert status == 0
+            return np.load(tmp_path / name / "maps.npz")["ib"], stderr
+
+        measured, stderr = maps_of("first", "--stats", photos)
+        assert "statistics of 3 of 3 photos" in stderr and "warning" not in stderr
+        (cache,) = weights.parent.iterdir()
+        assert (
+            cache.name.endswith(".stats.npz")
+            and not (tmp_path / "cache" / "ibsgl_jax").exists()
+        )
+
+        again, stderr = maps_of("again", "--stats", photos)
+        assert "remembered" in stderr and "statistics of 3" not in stderr
+        np.testing.assert_array_equal(again, measured)
+        without, stderr = maps_of("without")
+        assert "remembered" in stderr and "warning" not in stderr
+        np.testing.assert_array_equal(without, measured)
+        assert "remembered" in explanation(tmp_path / "without")["feature_statistics"]
+
+        # Another photo in the folder, or a damaged file: measured anew.
+        Image.fromarray(gradient_image()).save(photos / "new.png")
+        changed, stderr = maps_of("changed", "--stats", photos)
+        assert "statistics of 4 of 4 photos" in stderr
+        assert not np.allclose(changed, measured)
+        cache.write_bytes(b"damaged")
+        mended, stderr = maps_of("mended", "--stats", photos)
+        assert "statistics of 4 of 4 photos" in stderr
+        np.testing.assert_array_equal(mended, changed)
+        other_layer = argparse.Namespace(layer="layer1_0", checkpoint=None)
+        cached = cli._read_cached(other_layer, beside)
+        assert cached is None  # another layer has statistics of its own
+
+    def test_go_to_the_cache_folder_else(self, run, photos, tmp_path):
+        (photos / "text.jpg").write_text("no image")
+        status, _, stderr = run(
+            *("explain", photos / "photo0.png", "--method", "ib"),
+            *("--stats", photos, "--out", tmp_path / "out"),
+        )
+        assert status == 0 and "left out of the statistics" in stderr
+        assert list((tmp_path / "cache" / "ibsgl_jax").glob("*.stats.npz"))
+
+
+class TestBadInput:
+    def test_bad_photos_do_not_stop_the_good_ones(self, run, photos, tmp_path):
+        bad = {
+            "missing.jpg": None,
+            "cut.jpg": jpeg_bytes(gradient_image(600, 400))[:2000],
+            "text.jpg": b"dear diary, this is no image",
+            "empty.jpg": b"",
+            "bomb.png": black_png(20_000),
+        }
+        odd = {
+            "one.png": Image.new("RGB", (1, 1), "red"),
+            "cmyk.jpg": Image.fromarray(gradient_image()).convert("CMYK"),
+            "deep.png": Image.fromarray(np.full((30, 30), 40_000, np.uint16)),
+        }
+        for name, content in bad.items():
+            if content is not None:
+                (tmp_path / name).write_bytes(content)
+        for name, image in odd.items():
+            image.save(tmp_path / name)
+        names = sorted([*bad, *odd])  # good and bad ones mixed
+        out = tmp_path / "out"
+        status, stdout, stderr = run(
+            *("explain", *(tmp_path / name for name in names), photos / "photo0.png"),
+            *("--method", "grad_cam", "--chunk-size", 2, "--out", out),
+        )
+        assert status == 2 and "4 photos explained" in stdout
+        result = explanation(out)
+        done = {photo["path"].rsplit("/", 1)[1] for photo in result["photos"]}
+        assert done == {*odd, "photo0.png"}
+        # The list at the end: one line for each, and nothing after it.
+        heading, *lines = stderr[stderr.index("ibsgl: 5 not explained") :].splitlines()
+        assert len(lines) == 5 == len(result["failed"])
+        for name in bad:
+            assert sum(f"/{name}: " in line for line in lines) == 1
+        # The block's other photo does not change a map.
+        alone = tmp_path / "alone"
+        run("explain", tmp_path / "one.png", "--method", "grad_cam", "--out", alone)
+        at = [p["path"].endswith("one.png") for p in result["photos"]].index(True)
+        np.testing.assert_allclose(
+            np.load(out / "maps.npz")["grad_cam"][at],
+            np.load(alone / "maps.npz")["grad_cam"][0],
+            rtol=1e-4,
+            atol=1e-6,
+        )
+
+    @pytest.mark.parametrize(
+        "arguments, line",
+        [
+            (("--method", "gradcam"), "no method 'gradcam'; nearest names: .*grad_cam"),
+            (("--method", ","), "--method: give at least one"),
+            (("--class", "6"), "class 6 is out of range: the model's classes are 0 to"),
+            (("--class", "-1"), "class -1 is out of range"),
+            (("--class", "dragon"), "no such class"),
+            (("--class", "cat"), "several classes.*black cat, tabby cat"),
+            (("--layer", "layer2"), "no layer 'layer2'; nearest names: layer2_0"),
+            (("--stats", "/nowhere", "--method", "ib"), "--stats /nowhere: no such"),
+            (("--chunk-size", "0"), "--chunk-size 0"),
+            (("--out", "{file}/out"), "cannot write there"),
+        ],
+    )
+    def test_options(self, run, photos, tmp_path, arguments, line):
+        file = tmp_path / "file"
+        file.touch()
+        arguments = [argument.format(file=file) for argument in arguments]
+        if "--out" not in arguments:
+            arguments += ["--out", tmp_path / "out"]
+        if "--method" not in arguments:
+            arguments += ["--method", "grad_cam"]
+        status, _, stderr = run("explain", photos / "photo0.png", *arguments)
+        assert status == 2
+        (last,) = stderr.splitlines()
+        assert last.startswith("ibsgl: ")
+        assert re.search(line, last)
+
+    @pytest.mark.parametrize("method", ["grad_cam", "ib"])
+    def test_nan_weights(self, run, photos, loaded, tmp_path, monkeypatch, method):
+        def spoil(path, leaf):
+            name = jax.tree_util.keystr(path)
+            return leaf * np.nan if "conv1" in name else leaf
+
+        spoilt = loaded._replace(
+            variables=jax.tree_util.tree_map_with_path(spoil, loaded.variables)
+        )
+        monkeypatch.setattr(cli, "_load_model", lambda arguments: spoilt)
+        status, _, stderr = run(
+            *("explain", photos, "--method", method, "--out", tmp_path / "out")
+        )
+        assert status == 2
+        assert "damaged weights" in stderr or "weights with NaN" in stderr
+
+    def test_nothing_left_to_explain(self, run, tmp_path):
+        status, _, stderr = run("explain", tmp_path / "a.jpg", tmp_path / "*.png")
+        assert status == 2
+        assert "no photo to explain" in stderr
+        assert "a.jpg: no such file" in stderr and "*.png: no file matches" in stderr
+
+    @pytest.mark.parametrize(
+        "arguments, line",
+        [
+            (("--model", "resnet5"), "no model 'resnet5'; nearest names: .*resnet50"),
+            (("--model", "small_resnet"), "no pretrained weights for 'small_resnet'"),
+            (("--model", "resnet18"), "no weights of resnet18 are installed: .*give"),
+            (("--weights", "{folder}/none.npz"), "none.npz: No such file"),
+            (("--weights", "{folder}/w.npz"), "w.npz: .*not weights of efficientnet"),
+            (("--weights", "{folder}/w.txt"), "weights end in"),
+            (("--checkpoint", "{folder}/run"), "run: no such folder"),
+            (("--checkpoint", "{folder}"), "no run of `python -m train`"),
+        ],
+    )
+    def test_weights(self, photos, tmp_path, capsys, arguments, line):
+        np.savez(tmp_path / "w.npz", conv=np.zeros(3))
+        (tmp_path / "w.txt").touch()
+        arguments = [argument.format(folder=tmp_path) for argument in arguments]
+        status = cli.main(
+            ["explain", str(photos), "--out", str(tmp_path / "out"), *arguments]
+        )
+        (last,) = capsys.readouterr().err.splitlines()
+        assert status == 2 and last.startswith("ibsgl: ")
+        assert re.search(line, last)
+
+    def test_as_a_command(self, tmp_path):
+        command = [sys.executable, "-m", "ibsgl_jax", "explain", "missing.jpg"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            "ibsgl: no photo to explain:",
+            "  missing.jpg: no such file",
+        ]
+
+
+class TestModels:
+    def test_names(self, capsys):
+        assert cli.main(["models"]) == 0
+        assert capsys.readouterr().out.split() == list(models.MODELS)
+
+    def test_layers(self, capsys):
+        assert cli.main(["models", "--layers", "resnet18"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shapes = dict(re.split("  +", line) for line in lines)
+        assert shapes["conv1"] == "112 x 112 x 64"
+        assert shapes["layer4_1"] == "7 x 7 x 512"
+
+    def test_unknown(self, capsys):
+        assert cli.main(["models", "--layers", "resnet5"]) == 2
+        assert "nearest names: " in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pretrained_result(tmp_path_factory):
+    """EfficientNet-Lite0 with its published weights on two of scikit-image's photos."""
+    import skimage.data
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    for name in ("chelsea", "coffee"):
+        Image.fromarray(getattr(skimage.data, name)()).save(folder / f"{name}.png")
+    arguments = ["explain", str(folder), "--method", "ib,grad_cam"]
+    assert cli.main([*arguments, "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+class TestPretrained:
+    def test_the_cat_is_a_cat_and_the_cup_an_espresso(self, pretrained_result):
+        cat, cup = explanation(pretrained_result)["photos"]
+        assert 281 <= cat["class"]["index"] <= 285 and "cat" in cat["class"]["name"]
+        assert cup["class"]["index"] == 967 and cup["class"]["name"] == "espresso"
+        assert cup["class"]["probability"] > 0.8
+
+    def test_the_maps_look_at_the_coffee(self, pretrained_result):
+        # The cup is in the upper middle of the crop, the empty corners below.
+        with np.load(pretrained_result / "maps.npz") as maps:
+            for method in ("ib", "grad_cam"):
+                cup = maps[method][1]
+                inside = cup[20:140, 40:180].mean()
+                corners = np.mean([cup[170:, :50].mean(), cup[170:, 174:].mean()])
+                assert inside > 3 * corners
