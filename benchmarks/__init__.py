@@ -1,0 +1,1 @@
+"""Scripts that print ratios; each runs as ``python -m benchmarks.NAME``."""
