@@ -3,7 +3,7 @@
 Noise is mixed into the features until the class is just still recognised; what has to
 be let through is the map. Schulz et al., "Restricting the Flow: Information Bottlenecks
 for Attribution", ICLR 2020 (IBA below). Many images at a time, each independent of its
-neighbours; finite for every finite input. Imports jax, flax (through PooledLinear),
+neighbours; finite at any alpha. Imports jax, flax (through PooledLinear),
 optax, chex and numpy only; does no I/O.
 """
 
@@ -21,9 +21,8 @@ from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.saliency import HeadFn
 
-# The smallest share of noise: its log is finite, and so is its reciprocal (a smaller
-# normal float32 would do for the log but overflow in 1/x).
-MIN_REST = 1e-37
+# The smallest share of noise: its log is finite, and so is its reciprocal times beta.
+MIN_REST = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,8 @@ from ibsgl_jax.saliency import HeadFn
 SUPPRESSIONS = ("runner_up_excess", "overlap", "masked_overlap", "background_overlap")
 STEPS = ("relative", "plain")
 GATES = ("correct", "always")
+# A relative gradient, ||g|| ||A||, up to this is taken for zero.
+MIN_GRADIENT = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +31,9 @@ class GuidanceConfig:
     """Options of the guidance; the defaults are ours, ``literal()`` the source's.
 
     Attributes:
-      bottleneck: options of the teacher map L^ib. By default 20 steps and 1 sample: at
-        the last layer 10 steps end before the map depends on the class, and for a
-        pooled linear head 1 sample is as good as 100.
+      bottleneck: options of the teacher map L^ib. By default 20 steps, because at the
+        last layer 10 end before the map depends on the class, and 1 sample, whose map
+        correlates .97 in the median with that of 100 (pooled linear head).
       weighting: of the saliency maps, see ``saliency.class_saliency``.
       cross_entropy: kind of ``losses.saliency_cross_entropy``.
       suppression: what keeps L^p away from L^c: "runner_up_excess" (default; through
@@ -41,7 +43,8 @@ class GuidanceConfig:
       suppression_weight: the source's beta, >= 0; 0 switches suppression off.
       gate: where suppression applies: "correct" (the prediction is right; our reading
         of the source's "c = p", which cannot hold literally) or "always".
-      step: "relative" moves each example by ``step_size`` times the norm of its A;
+      step: "relative" moves each example by ``step_size`` times the norm of its A
+        (less what ``rectify_features`` clips away: on real images .06 to .08 of .1);
         "plain" is gradient descent with learning rate ``step_size`` on the batch mean,
         as printed, which moves A by some 3e-5 of its norm.
       step_size: > 0.
@@ -246,7 +249,9 @@ def _descend(features, gradient, config):
         target = features - config.step_size / features.shape[0] * gradient
     else:
         norm = _norm(gradient)
-        positive = norm > 0
+        # The loss does not depend on the scale of A, so this product has no unit;
+        # below the bound the gradient is rounding and points nowhere.
+        positive = norm * _norm(features) > MIN_GRADIENT
         direction = jnp.where(positive, gradient / jnp.where(positive, norm, 1.0), 0.0)
         target = features - config.step_size * _norm(features) * direction
     return jax.nn.relu(target) if config.rectify_features else target

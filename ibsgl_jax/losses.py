@@ -45,13 +45,14 @@ def saliency_cross_entropy(
       as zero everywhere (bernoulli) and gets no gradient.
 
     Raises:
-      ValueError: unknown kind.
+      ValueError: unknown kind, floor not positive.
 
     Reference: L_CE of the source, Algorithm 1, lines 6 and 8. The source does not say
     how a map becomes a distribution; both readings are ours.
     """
     if kind not in CROSS_ENTROPIES:
         raise ValueError(f"kind={kind!r}: choose one of {CROSS_ENTROPIES}")
+    _check_floor(floor)
     saliency, target = _maps(saliency, jax.lax.stop_gradient(target))
     if kind == "categorical":
         s = _distribution(saliency, floor * _mean(saliency))
@@ -176,6 +177,7 @@ def feature_kl(
     """
     if over not in KL_EXTENTS:
         raise ValueError(f"over={over!r}: choose one of {KL_EXTENTS}")
+    _check_floor(floor)
     chex.assert_rank([features, target_features], 4)
     chex.assert_equal_shape([features, target_features])
     a = features.astype(jnp.float32)
@@ -186,6 +188,11 @@ def feature_kl(
     p, q = _distribution(a, level, axes), _distribution(b, level, axes)
     divergence = jnp.sum(_kl_terms(p, q), axis=axes)
     return divergence if over == "all" else jnp.mean(divergence, axis=-1)
+
+
+def _check_floor(floor):
+    if not floor > 0:
+        raise ValueError(f"floor={floor}: must be positive, it keeps logarithms finite")
 
 
 def _kl_terms(p: chex.Array, q: chex.Array) -> chex.Array:

@@ -188,6 +188,26 @@ class TestRelativeStep:
                     )
 
 
+    def test_rounding_is_no_direction(self):
+        # A map of one lit cell is the same distribution at any strength: the true
+        # gradient is zero, and float32 leaves some 1e-8 of it.
+        head = PooledLinear(jnp.array([[1.0, -1.0], [0.3, 0.1]]), jnp.zeros(2))
+        features = jnp.zeros((3, 4, 4, 2))
+        features = features.at[jnp.arange(3), 1, jnp.arange(3)].set(
+            jnp.array([[0.7, 0.3], [1.3, 0.1], [5.1, 2.7]])
+        )
+        teacher = jnp.asarray(np.random.default_rng(0).random((3, 4, 4)), jnp.float32)
+        guided = guide_to(
+            head,
+            features,
+            jnp.zeros(3, jnp.int32),
+            teacher,
+            GuidanceConfig(suppression_weight=0.0),
+        )
+        np.testing.assert_array_equal(guided.target_features, features)
+        np.testing.assert_array_equal(guided.blank, 0.0)
+
+
 class TestPlainStep:
     def test_equals_gradient_descent_on_the_batch_mean(self):
         head, features, labels, teacher = small_case()
