@@ -45,8 +45,9 @@ class Moments(NamedTuple):
 
 def init(shape: tuple[int, ...]) -> FeatureStats:
     """Statistics of no example at all, for features of shape [H, W, K]."""
-    zeros = jnp.zeros(shape, jnp.float32)
-    return FeatureStats(jnp.zeros((), jnp.float32), zeros, zeros, zeros)
+    # Three arrays, not one thrice: a caller may donate the state.
+    mean, m2, nonzero = (jnp.zeros(shape, jnp.float32) for _ in range(3))
+    return FeatureStats(jnp.zeros((), jnp.float32), mean, m2, nonzero)
 
 
 def merge(a: FeatureStats, b: FeatureStats) -> FeatureStats:
