@@ -11,7 +11,7 @@ def plain_phase(**changes) -> ConfigDict:
     """A phase of ordinary training."""
     phase = ConfigDict()
     phase.method = "plain"  # "plain" or "guided"
-    phase.init = "random"  # or the name of an earlier phase
+    phase.init = "random"  # "pretrained", or the name of an earlier phase
     phase.num_epochs = 5.0
     phase.learning_rate = 1e-3  # peak, for batch_size; cosine down to 0
     phase.warmup_epochs = 0.0  # linear, from 0
@@ -68,11 +68,16 @@ def get_config() -> ConfigDict:
     # Model
     config.model = "small_resnet"
     config.model_options = ConfigDict()
-    config.dtype = "float32"  # of the backbone; saliency and losses are float32
+    config.dtype = "float32"  # or "bfloat16", of the backbone; the rest is float32
+    config.pretrained = ""  # file of weights for init="pretrained"
 
     # Optimisation
     config.batch_size = 64  # examples, over all devices
+    config.accumulate_steps = 1  # parts that a device takes its batch in
     config.label_smoothing = 0.0
+    config.mixup = 0.0  # alpha of the mixture's beta distribution; 0: none
+    config.ema_decay = 0.0  # of the parameters' moving average, per step; 0: none
+    config.skip_nonfinite = False  # skip and count such a step instead of stopping
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # or "sgd"
     config.optimizer.weight_decay = 1e-4

@@ -4,15 +4,18 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import tiny_run
-from train import checkpoint, loop
+from train import checkpoint, loop, watch
+from train import workdir as workdirs
 from train.workdir import ConfigError
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
@@ -41,13 +44,13 @@ def counting_compilations(caplog):
 
 @contextlib.contextmanager
 def interrupted(monkeypatch, at_batch, action):
-    """Calls action() when the training loop asks for its n-th batch."""
-    iterate = loop.pipeline.iterate
+    """Calls action() before the training loop takes the step of the n-th batch."""
+    iterate, asked = loop.pipeline.iterate, at_batch + loop.AHEAD
 
     def counted(dataset, *, start_step=0, **options):
         is_training = "num_threads" in options
         for i, batch in enumerate(iterate(dataset, start_step=start_step, **options)):
-            if is_training and start_step + i + 1 == at_batch:
+            if is_training and start_step + i + 1 == asked:
                 action()
             yield batch
 
@@ -196,13 +199,128 @@ class TestResume:
 
 
 class TestNonFinite:
+    def run(self, config, workdir, monkeypatch, *, at_step):
+        """The run with one parameter broken after the given step."""
+        make_step = loop.make_step
+
+        def breaking(*arguments, **options):
+            step_fn = make_step(*arguments, **options)
+
+            def step(state, batch):
+                after, sums = step_fn(state, batch)
+                is_now = after.step == at_step
+                kernel = after.params["fc"]["kernel"]
+                after.params["fc"]["kernel"] = jnp.where(is_now, jnp.nan, kernel)
+                return after, sums
+
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "make_step", breaking)
+            loop.train_and_evaluate(config, workdir)
+
     def test_names_step_term_and_checkpoint(
-        self, photo_digits_dir, tmp_path, compile_cache
+        self, photo_digits_dir, tmp_path, monkeypatch
     ):
         config = tiny_run.make_guided_config(photo_digits_dir)
-        config.guided.mu = float("inf")
-        with pytest.raises(loop.NonFiniteError, match="at step 1 of phase guided"):
+        with pytest.raises(watch.NonFiniteError) as info:
+            self.run(config, tmp_path, monkeypatch, at_step=5)
+        good = tmp_path / "checkpoints" / "guided" / "4"
+        assert str(info.value) == (
+            f"task_loss is nan at step 6 of phase guided; last good checkpoint: {good}"
+        )
+        assert good.is_dir() and len(list(good.parent.iterdir())) == 1
+
+
+class TestWindow:
+    def test_names_the_cause_rather_than_its_effects(self):
+        bad = {"loss": (np.nan, 1.0), "kl": (np.inf, 1.0), "gradient_norm": (0.0, 1.0)}
+        with pytest.raises(watch.NonFiniteError, match="^kl is inf here$"):
+            watch.Window().add(bad, where="here")
+
+    def test_leaves_out_what_was_never_counted(self):
+        window = watch.Window({"loss": [2.0, 4.0]})
+        window.add({"loss": (1.0, 2.0), "kl": (0.0, 0.0)}, where="here")
+        assert window.means() == {"loss": 0.5}
+
+
+class TestOptions:
+    def test_average_and_trace(self, whole, photo_digits_dir, tmp_path, monkeypatch):
+        """With a moving average a stopped run goes on exactly; a trace is written."""
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        config.ema_decay = 0.9
+        action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        with interrupted(monkeypatch, 5, action), pytest.raises(loop.Stopped):
+            loop.train_and_evaluate(config, tmp_path / "stopped")
+        runs = {}
+        for name in ("stopped", "straight"):
+            outcome = loop.train_and_evaluate(config, tmp_path / name, profile=(6, 7))
+            runs[name] = jax.device_get(outcome["guided"][0])
+        chex.assert_trees_all_equal(runs["stopped"], runs["straight"])
+        state = runs["straight"]
+        # The average follows the parameters, which do not know of it.
+        chex.assert_trees_all_equal(
+            state.params, jax.device_get(whole[1]["guided"][0].params)
+        )
+        kernel, average = (p["fc"]["kernel"] for p in (state.params, state.ema_params))
+        distance = np.linalg.norm(kernel - average) / np.linalg.norm(kernel)
+        assert 1e-4 < distance < 0.5
+        assert state.variables["params"] is state.ema_params
+        traces = (tmp_path / "straight" / "profile" / "guided").rglob("*.xplane.pb")
+        assert list(traces)
+
+
+class TestDiskFull:
+    def test_stops_in_one_line_and_goes_on_later(
+        self, whole, photo_digits_dir, tmp_path, monkeypatch
+    ):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        save = loop.checkpoint.save
+
+        def save_less(manager, state, **options):
+            if int(jax.device_get(state.step)) == 8:
+                # Every file from here on is cut short, as on a full disk.
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+            save(manager, state, **options)
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.checkpoint, "save", save_less)
+            try:
+                with pytest.raises(ValueError) as info:
+                    loop.train_and_evaluate(config, tmp_path)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert isinstance(info.value, (checkpoint.CheckpointError, workdirs.DiskError))
+        assert "\n" not in str(info.value) and "make room" in str(info.value)
+        assert (tmp_path / "checkpoints" / "guided" / "4").is_dir()
+        outcome = loop.train_and_evaluate(config, tmp_path)
+        assert_same_run(tmp_path, outcome, whole)
+
+
+class TestData:
+    """What only the data can tell, in one line."""
+
+    @pytest.mark.parametrize(
+        "change, word",
+        [
+            ({"model": "vgg16", "image_size": 8}, "image_size=8: images must be at"),
+            ({"train_split": "trian"}, "no split 'trian'"),
+            ({"batch_size": 128}, "64 examples do not fill a batch of 128"),
+            ({"model_options.stage_sise": 3}, "model_options of small_resnet"),
+            ({"guided.init": "pretrained", "pretrained": "no.pth"}, "no.pth"),
+        ],
+    )
+    def test_refuses_in_one_line(self, change, word, photo_digits_dir, tmp_path):
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        with config.unlocked():
+            if "model" in change:
+                config.model_options = {}
+            config.update_from_flattened_dict(change)
+        with pytest.raises(ValueError) as info:
             loop.train_and_evaluate(config, tmp_path)
+        assert type(info.value) is not ValueError
+        assert word in str(info.value) and "\n" not in str(info.value)
 
 
 class TestCheckConfig:
@@ -210,8 +328,17 @@ class TestCheckConfig:
         "change, word",
         [
             ({"batch_size": 12}, "batch_size=12 is not divisible by the 8 devices"),
-            ({"model": "resnet5"}, "model 'resnet5'"),
+            ({"model": "resnet5"}, "model='resnet5'"),
             ({"guided.mu": -1.0}, "guided.mu=-1"),
+            ({"accumulate_steps": 4}, "times accumulate_steps=4"),
+            ({"label_smoothing": 1.5}, "label_smoothing=1.5: must be at least 0"),
+            ({"optimizer.name": "lion"}, "optimizer.name='lion'"),
+            ({"optimizer.weight_decay": -0.1}, "optimizer.weight_decay=-0.1"),
+            ({"augment": "fancy"}, "augment='fancy'"),
+            ({"dtype": "float16"}, "dtype='float16'"),
+            ({"log_every": 0}, "log_every=0"),
+            ({"guided.warmup_epochs": 9.0}, "guided.warmup_epochs=9.0"),
+            ({"guided.stats_decay": 1.0}, "guided.stats_decay=1.0"),
             ({"guided.init": "plain"}, "guided.init='plain'"),
             ({"guided.method": "magic"}, "guided.method='magic'"),
             ({"guided.num_epochs": 0.0}, "guided.num_epochs=0"),

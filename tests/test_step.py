@@ -232,6 +232,120 @@ class TestGuidedStep:
         assert float(change) > 1e-4
 
 
+class TestPrecision:
+    def test_only_the_backbone_is_in_bfloat16(self):
+        """Maps, bottleneck, divergence and statistics of a bfloat16 model: float32."""
+        model, batch = make_model(dtype=jnp.bfloat16), make_batch(8)
+        state = create_state(model)
+        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        features = model.apply(state.variables, images, method="features")
+        assert features.dtype == jnp.bfloat16
+        assert {x.dtype for x in jax.tree.leaves(state.variables)} == {
+            np.dtype("float32")
+        }
+        step = make_step("guided", model)
+        after, sums = jit(step)(state, batch)
+        chex.assert_trees_all_equal_dtypes(state, after)
+        assert {x.dtype for x in jax.tree.leaves(sums)} == {np.dtype("float32")}
+        assert all(np.isfinite(x) for x in jax.tree.leaves(jax.device_get(sums)))
+        # Beyond the backbone's convolutions and normalisation: no exponential,
+        # logarithm or inner loop in less than float32.
+        text = str(jax.make_jaxpr(step)(state, batch))
+        for line in text.splitlines():
+            if any(
+                f"= {name} " in line for name in ("exp", "log", "log1p", "logistic")
+            ):
+                assert "bf16" not in line, line
+        float32, full = jit(make_step("guided", make_model()))(state, batch)
+        del float32
+        for name in ("task_loss", "saliency_loss", "kl"):
+            np.testing.assert_allclose(
+                float(sums[name][0]), float(full[name][0]), rtol=0.1
+            )
+
+
+class TestOptions:
+    def test_accumulation_is_the_mean_over_parts(self):
+        """Without BatchNorm in between: the parts' mean gradient is the batch's."""
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
+        after, sums = jit(make_step("plain", model, accumulate_steps=2))(state, batch)
+        plain = jit(make_step("plain", model))
+        first, one = plain(state, halves[0])
+        # The second part sees the same parameters, and the first one's statistics.
+        second, two = plain(state.replace(batch_stats=first.batch_stats), halves[1])
+        mean = jax.tree.map(lambda a, b: (a + b) / 2, first.params, second.params)
+        chex.assert_trees_all_close(after.params, mean, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(after.batch_stats, second.batch_stats, rtol=1e-4)
+        np.testing.assert_allclose(
+            float(sums["loss"][0]), float(one["loss"][0] + two["loss"][0]), rtol=1e-5
+        )
+        assert float(sums["loss"][1]) == 8
+
+    def test_guided_accumulation_updates_statistics_part_by_part(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        step = make_step("guided", model, accumulate_steps=2, teacher="mask")
+        after, sums = jit(step)(state, batch)
+        # decay 0.9 a part: 4 examples, then 0.9 * 4 + 4.
+        np.testing.assert_allclose(float(after.feature_stats.count), 7.6, rtol=1e-6)
+        assert float(sums["kl"][1]) == 8
+
+    def test_average_of_the_parameters(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model).replace(step=np.int32(89))
+        state = state.replace(ema_params=jax.tree.map(np.copy, state.params))
+        step = make_step("plain", model, ema_decay=0.75)
+        after, _ = jit(step)(state, batch)
+        expected = jax.tree.map(
+            lambda old, new: 0.75 * old + 0.25 * new, state.params, after.params
+        )
+        chex.assert_trees_all_close(after.ema_params, expected, rtol=1e-5, atol=1e-7)
+        chex.assert_trees_all_equal(after.variables["params"], after.ema_params)
+
+    def test_nonfinite_step_is_skipped_and_counted(self):
+        model, batch = make_model(), make_batch(8)
+        step = jit(make_step("plain", model, skip_nonfinite=True))
+        state = create_state(model)
+        good, sums = step(state, batch)
+        assert float(sums["skipped"][0]) == 0 and float(sums["loss"][1]) == 8
+        assert float(optax.tree.norm(optax.tree.sub(good.params, state.params))) > 0
+        kernel = np.full_like(state.params["fc"]["kernel"], np.inf)
+        params = {**state.params, "fc": {**state.params["fc"], "kernel": kernel}}
+        broken = state.replace(params=params)
+        after, sums = step(broken, batch)
+        assert float(sums["skipped"][0]) == 1 and float(sums["loss"][1]) == 0
+        assert int(after.step) == 1
+        chex.assert_trees_all_equal(
+            jax.device_get(after), broken.replace(step=np.int32(1))
+        )
+
+    def test_mixup_mixes_images_and_targets_alike(self):
+        keys = jax.random.split(jax.random.key(0), 6)
+        mix = steps._make_mix(keys, 0.4)
+        eye = mix(jnp.eye(6))
+        share = jnp.diag(eye)
+        assert np.all(share >= 0.5) and np.ptp(share) > 0.01
+        np.testing.assert_allclose(jnp.sum(eye, axis=1), 1.0, rtol=1e-6)
+        np.testing.assert_allclose(
+            jnp.diag(jnp.roll(eye, 1, axis=1)), 1.0 - share, rtol=1e-4
+        )
+        images = jax.random.normal(keys[0], (6, 2, 2, 3))
+        np.testing.assert_allclose(
+            mix(images), jnp.einsum("ij,jhwc->ihwc", eye, images), rtol=1e-3, atol=1e-5
+        )
+
+    def test_mixup_changes_the_step_and_is_off_by_default(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        _, off = jit(make_step("plain", model))(state, batch)
+        _, zero = jit(make_step("plain", model, mixup=0.0))(state, batch)
+        _, mixed = jit(make_step("plain", model, mixup=0.4))(state, batch)
+        assert float(off["loss"][0]) == float(zero["loss"][0])
+        assert abs(float(off["loss"][0]) - float(mixed["loss"][0])) > 1e-3
+
+
 class TestConvolutions:
     @pytest.mark.parametrize(
         "name, options",

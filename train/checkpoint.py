@@ -4,6 +4,7 @@ Each save carries a checksum of its arrays. A checkpoint that cannot be read or 
 match is named and passed over for the one before it. May import orbax, jax, numpy.
 """
 
+import contextlib
 import json
 import logging
 import zlib
@@ -21,11 +22,13 @@ class CheckpointError(ValueError):
     """No usable checkpoint; the message names the folder and what to do."""
 
 
+@contextlib.contextmanager
 def open_manager(folder):
-    """An orbax manager of the checkpoints of one phase.
+    """An orbax manager of the checkpoints of one phase; waits for its saves at the end.
 
     Raises:
-      CheckpointError: there are checkpoints, and none of them can be read.
+      CheckpointError: there are checkpoints, and none of them can be read; or a save
+        failed.
     """
     import orbax.checkpoint as ocp
     from orbax.checkpoint.checkpoint_managers import preservation_policy as policy
@@ -46,7 +49,44 @@ def open_manager(folder):
     if jax.process_index() == 0:
         _check_accuracies(folder)
     _wait("checkpoints")
-    return ocp.CheckpointManager(folder, options=options)
+    manager = ocp.CheckpointManager(folder, options=options)
+    try:
+        yield manager
+    except BaseException:
+        # That error is the one to tell, not what closing makes of it.
+        with contextlib.suppress(Exception):
+            manager.close()
+        raise
+    wait(manager)
+    manager.close()
+
+
+def wait(manager):
+    """Until what was saved is on disk.
+
+    Raises:
+      CheckpointError: it could not be written.
+    """
+    with _save_errors(manager):
+        manager.wait_until_finished()
+
+
+def latest_path(manager):
+    """The folder of the newest checkpoint that is on disk, or None."""
+    wait(manager)
+    step = manager.latest_step()
+    return None if step is None else Path(manager.directory) / str(step)
+
+
+@contextlib.contextmanager
+def _save_errors(manager):
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (orbax and tensorstore raise anything)
+        raise CheckpointError(
+            f"cannot save to {manager.directory}: {_reason(error)}; the checkpoints "
+            "before it are whole: make room and repeat the command"
+        ) from error
 
 
 def _check_accuracies(folder):
@@ -67,6 +107,9 @@ def _check_accuracies(folder):
 def save(manager, state, *, accuracy: float, meta: dict):
     """Save asynchronously; the arrays are copied first.
 
+    Raises:
+      CheckpointError: this save or the one before it could not be written.
+
     Args:
       manager: from ``open_manager``.
       state: TrainState, equal on all devices.
@@ -78,14 +121,14 @@ def save(manager, state, *, accuracy: float, meta: dict):
     arrays = jax.device_get(state)
     step = int(arrays.step)
     meta = {**meta, "checksum": checksum((arrays, _bytes(meta)))}
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
-            meta=ocp.args.JsonSave(meta),
-        ),
-        metrics={"accuracy": float(accuracy)},
-    )
+    with _save_errors(manager):
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+            ),
+            metrics={"accuracy": float(accuracy)},
+        )
 
 
 def restore(manager, like):
@@ -138,8 +181,12 @@ def _warn(folder, step, error):
         "checkpoint %s/%d is damaged (%s); trying the one before it",
         folder,
         step,
-        str(error).splitlines()[0] if str(error) else type(error).__name__,
+        _reason(error),
     )
+
+
+def _reason(error) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _none_left(folder, steps) -> CheckpointError:

@@ -7,8 +7,8 @@ in ``step.py``, what the folder holds in ``workdir.py``.
 import collections
 import contextlib
 import functools
+import itertools
 import logging
-import math
 import signal
 import threading
 import time
@@ -20,23 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ibsgl_jax import guidance, models
-from ibsgl_jax.bottleneck import BottleneckConfig
 from train import baselines, checkpoint, evaluate
 from train import state as states
 from train import step as steps
+from train.check import check_config, guidance_config, make_model
 from train.data import pipeline
-from train.workdir import ConfigError, PhaseLog, claim
+from train.watch import NonFiniteError, Trace, Window, memory_bytes
+from train.workdir import ConfigError, PhaseLog, claim, disk_errors
 
 LOGGER = logging.getLogger("train")
 AXIS = "devices"
-METHODS = ("plain", "guided", *baselines.STEPS)
 # A step's metrics are read this many steps later, so that the device never waits.
 LAG = 2
-
-
-class NonFiniteError(RuntimeError):
-    """A term of the loss became NaN or infinite; one line that says which."""
+# Batches on their way to the device ahead of the step.
+AHEAD = 2
 
 
 class Stopped(RuntimeError):
@@ -52,12 +49,13 @@ class Data(NamedTuple):
     num_classes: int
 
 
-def train_and_evaluate(config, workdir):
+def train_and_evaluate(config, workdir, *, profile=None):
     """Train every phase of the config, going on where a killed run stopped.
 
     Args:
       config: ConfigDict with the fields of ``configs/default.py``.
       workdir: folder of the run, made if absent.
+      profile: (first, last) step of each phase to write a profiler trace of.
 
     Returns:
       dict phase name -> (TrainState, dict of results on the test split).
@@ -70,97 +68,46 @@ def train_and_evaluate(config, workdir):
     """
     workdir = Path(workdir)
     check_config(config)
-    with claim(workdir, config), _on_sigterm() as stop:
+    with claim(workdir, config), _on_sigterm() as stop, disk_errors():
         data = load_data(config)
         finished = {}
         for phase in config.phases:
-            finished[phase] = train_phase(config, phase, finished, data, workdir, stop)
+            finished[phase] = train_phase(
+                config, phase, finished, data, workdir, stop, profile=profile
+            )
         results = evaluate.evaluate_phases(
             config, make_model(config, data.num_classes), finished, data, workdir
         )
     return {name: (finished[name], results[name]) for name in finished}
 
 
-def check_config(config):
-    """Raise ConfigError for values that cannot work, before anything is written."""
-    num_devices = jax.device_count()
-    if config.batch_size % num_devices:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is not divisible by the {num_devices} "
-            "devices; change --config.batch_size"
-        )
-    if config.model not in models.MODELS:
-        raise ConfigError(
-            f"model {config.model!r}: choose one of {', '.join(models.MODELS)}"
-        )
-    if not config.phases:
-        raise ConfigError("phases is empty: there is nothing to train")
-    done = []
-    for name in config.phases:
-        if name not in config:
-            raise ConfigError(f"phase {name!r} has no section of its own in the config")
-        phase = config[name]
-        if phase.method not in METHODS:
-            raise ConfigError(
-                f"{name}.method={phase.method!r}: choose one of {METHODS}"
-            )
-        if phase.init != "random" and phase.init not in done:
-            raise ConfigError(
-                f"{name}.init={phase.init!r}: 'random', or an earlier phase of {done}"
-            )
-        for field in ("num_epochs", "learning_rate"):
-            if not phase[field] > 0:
-                raise ConfigError(f"{name}.{field}={phase[field]}: must be positive")
-        if phase.method == "guided":
-            if phase.mu < 0:
-                raise ConfigError(f"{name}.mu={phase.mu}: must not be negative")
-            try:
-                guidance_config(phase)
-            except (ValueError, TypeError) as error:
-                raise ConfigError(f"{name}: {error}") from error
-        elif phase.method in baselines.STEPS:
-            try:
-                baselines.options(phase)
-            except ValueError as error:
-                raise ConfigError(f"{name}.{error}") from error
-        done.append(name)
-
-
-def guidance_config(phase) -> guidance.GuidanceConfig:
-    """The guidance options of a phase as the library takes them."""
-    return guidance.GuidanceConfig(
-        bottleneck=BottleneckConfig(**phase.bottleneck), **phase.guidance
-    )
-
-
-def make_model(config, num_classes: int, *, axis_name: str | None = None):
-    """The config's model; with axis_name, BatchNorm averages over devices."""
-    return models.create(
-        config.model,
-        num_classes=num_classes,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=axis_name,
-        **config.model_options,
-    )
-
-
 def load_data(config) -> Data:
     """Prepare and open the data set; the embedded one is generated if absent."""
-    builder = pipeline.prepare(
-        config.dataset, config.data_dir, **config.dataset_options
-    )
+    try:
+        builder = pipeline.prepare(
+            config.dataset, config.data_dir, **config.dataset_options
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     splits = (config.train_split, config.validation_split, config.test_split)
-    return Data(
+    data = Data(
         *(pipeline.open_source(builder, split) for split in splits),
         num_classes=pipeline.num_classes(builder),
     )
+    if data.num_classes is None:
+        raise ConfigError(f"data set {config.dataset} does not say how many classes")
+    for split, source in zip(splits, data[:3], strict=True):
+        if not len(source):
+            raise ConfigError(f"split {split!r} of {config.dataset} is empty")
+    return data
 
 
-def train_phase(config, name, finished, data, workdir, stop):
+def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
     """Run one phase to its end, from its last checkpoint if there is one."""
     phase = config[name]
     steps_per_epoch = len(data.train) // config.batch_size
     num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
+    save_every = max(1, round(config.save_epochs * steps_per_epoch))
     schedule = states.make_schedule(
         phase.learning_rate, num_steps, round(phase.warmup_epochs * steps_per_epoch)
     )
@@ -170,8 +117,14 @@ def train_phase(config, name, finished, data, workdir, stop):
 
     # Phases that start from the same weights see the same batches: a fair control.
     generation = _generation(config, name)
-    train_step = _make_train_step(
-        config, phase, steps_per_epoch, model=model, tx=tx, generation=generation
+    train_step = jax.pmap(
+        make_step(
+            config, phase, steps_per_epoch, generation=generation, model=model, tx=tx
+        ),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=0,
     )
     eval_fn = make_eval_fn(config, model)
     validation = evaluate.eval_batches(config, data.validation)
@@ -199,18 +152,14 @@ def train_phase(config, name, finished, data, workdir, stop):
                     jax.device_count(),
                     meta["num_devices"],
                 )
-        start = int(state.step)
+        start = saved = int(state.step)
         state = _replicate(state)
-        if start == num_steps:
+        if start >= num_steps:
             return state
         log = opened.enter_context(
             PhaseLog(workdir, name, start, tensorboard=config.tensorboard)
         )
-        place = np.arange(config.batch_size // jax.process_count())
-        place = place * jax.process_count() + jax.process_index()
-        pending = collections.deque()
-        saved = start
-        clock = time.perf_counter()
+        trace = opened.enter_context(Trace(profile, workdir / "profile" / name))
         progress = opened.enter_context(
             tqdm(
                 total=num_steps,
@@ -219,6 +168,27 @@ def train_phase(config, name, finished, data, workdir, stop):
                 disable=not config.progress or jax.process_index() != 0,
             )
         )
+        stream = pipeline.iterate(
+            batches,
+            start_step=start,
+            num_threads=config.num_threads,
+            num_workers=config.num_workers,
+        )
+        opened.callback(stream.close)
+        pending = collections.deque()
+
+        def read(limit):
+            """Take in the metrics of steps that are done, all but the last ones."""
+            while len(pending) > limit:
+                step, sums = pending.popleft()
+                where = f"at step {step} of phase {name}"
+                try:
+                    window.add(jax.device_get(sums), where=where)
+                except NonFiniteError as error:
+                    last = checkpoint.latest_path(manager) or "none yet"
+                    raise NonFiniteError(
+                        f"{error}; last good checkpoint: {last}"
+                    ) from (None)
 
         def save(step):
             log.sync()
@@ -229,80 +199,90 @@ def train_phase(config, name, finished, data, workdir, stop):
             }
             checkpoint.save(manager, state, accuracy=accuracy, meta=meta)
 
-        def read(limit):
-            """Take in the metrics of steps that are done, all but the last ones."""
-            while len(pending) > limit:
-                step, sums = pending.popleft()
-                window.add(jax.device_get(sums), step, name, manager.directory)
+        def must_stop(step):
+            if jax.process_count() > 1:  # all of them at the same step
+                return manager.reached_preemption(step)
+            return stop.is_set()
 
-        stream = pipeline.iterate(
-            batches,
-            start_step=start,
-            num_threads=config.num_threads,
-            num_workers=config.num_workers,
-        )
-        for step, batch in zip(range(start + 1, num_steps + 1), stream, strict=False):
-            state, sums = train_step(state, evaluate.shard({**batch, "place": place}))
+        last_log, clock = start, time.perf_counter()
+        for step, batch in zip(
+            range(start + 1, num_steps + 1), _to_devices(stream, config), strict=False
+        ):
+            trace.before(step)
+            state, sums = train_step(state, batch)
+            trace.after(step, state)
             pending.append((step, sums))
             read(LAG)
             progress.update()
-            if step % config.log_every == 0 or step == num_steps:
+            last = step == num_steps
+            if last or step % config.log_every == 0:
                 read(0)
                 means = window.means()
                 rate = float(schedule(step - 1))
                 log.write(step, "train", {**means, "learning_rate": rate})
-                seconds = time.perf_counter() - clock
-                since = min(config.log_every, step - start)
+                seconds = (time.perf_counter() - clock) / (step - last_log)
                 speed = {
-                    "images_per_second": since * config.batch_size / seconds,
-                    "step_seconds": seconds / since,
+                    "images_per_second": config.batch_size / seconds,
+                    "step_seconds": seconds,
+                    "memory_bytes": memory_bytes(),
                 }
                 log.write(step, "train", speed, file="timing")
-                progress.set_postfix(
-                    loss=f"{means['loss']:.3f}", accuracy=f"{means['accuracy']:.3f}"
-                )
-                window = Window()
+                progress.set_postfix(_short(means, speed))
+                window, last_log = Window(), step
                 clock = time.perf_counter()
-            last = step == num_steps
-            if last or step % max(1, round(config.save_epochs * steps_per_epoch)) == 0:
+            if last or step % save_every == 0:
                 read(0)
-                scores = _sums_over(eval_fn, validation, state.variables)
+                busy = time.perf_counter()
+                scores = _scores(eval_fn, validation, state, f"after step {step}")
                 accuracy = scores["accuracy"]
                 log.write(step, "validation", scores)
                 save(step)
                 saved = step
-                clock = time.perf_counter()
-            if stop.is_set():
+                clock += time.perf_counter() - busy  # no part of a step's time
+            if must_stop(step):
                 read(0)
                 if saved != step:
                     save(step)
-                manager.wait_until_finished()
+                checkpoint.wait(manager)
                 raise Stopped(
                     f"stopped at step {step} of phase {name}; the same command goes on"
                 )
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
     return state
 
 
-class Window:
-    """Sums and counts of the metrics since the last log line."""
-
-    def __init__(self, sums=None):
-        self.sums = {k: list(v) for k, v in (sums or {}).items()}
-
-    def add(self, metrics, step, phase, checkpoints):
-        for name, (total, count) in metrics.items():
-            if not math.isfinite(total):
-                raise NonFiniteError(
-                    f"{name} is {total} at step {step} of phase {phase}; "
-                    f"checkpoints before it: {checkpoints}"
-                )
-            entry = self.sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(total)
-            entry[1] += float(count)
-
-    def means(self):
-        return {name: total / count for name, (total, count) in self.sums.items()}
+def make_step(
+    config, phase, steps_per_epoch, *, generation, model, tx, axis_name: str = AXIS
+):
+    """The phase's step of one device: a pure function of (state, batch)."""
+    bound = dict(
+        model=model,
+        tx=tx,
+        base_key=jax.random.fold_in(jax.random.key(config.seed), generation + 1),
+        image_stats=evaluate.image_stats(config),
+        label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+        skip_nonfinite=config.skip_nonfinite,
+        axis_name=axis_name,
+    )
+    if phase.method == "plain":
+        return functools.partial(steps.plain_step, **bound)
+    if phase.method in baselines.STEPS:
+        return functools.partial(
+            baselines.STEPS[phase.method], **baselines.options(phase), **bound
+        )
+    warmup = max(1, round(phase.mu_warmup_epochs * steps_per_epoch))
+    return functools.partial(
+        steps.guided_step,
+        config=guidance_config(phase),
+        mu=lambda step: phase.mu * jnp.minimum(1.0, (step + 1) / warmup),
+        # Per part of a batch, so that a step forgets as much as in one piece.
+        decay=phase.stats_decay ** (1.0 / config.accumulate_steps),
+        teacher=phase.teacher,
+        **bound,
+    )
 
 
 def make_eval_fn(config, model):
@@ -316,47 +296,61 @@ def make_eval_fn(config, model):
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
 
 
-def _make_train_step(config, phase, steps_per_epoch, *, generation, **bound):
-    bound |= dict(
-        base_key=jax.random.fold_in(jax.random.key(config.seed), generation + 1),
-        image_stats=evaluate.image_stats(config),
-        label_smoothing=config.label_smoothing,
-        axis_name=AXIS,
-    )
-    if phase.method == "plain":
-        step = functools.partial(steps.plain_step, **bound)
-    elif phase.method in baselines.STEPS:
-        step = functools.partial(
-            baselines.STEPS[phase.method], **baselines.options(phase), **bound
-        )
-    else:
-        warmup = max(1, round(phase.mu_warmup_epochs * steps_per_epoch))
-        step = functools.partial(
-            steps.guided_step,
-            config=guidance_config(phase),
-            mu=lambda step: phase.mu * jnp.minimum(1.0, (step + 1) / warmup),
-            decay=phase.stats_decay,
-            teacher=phase.teacher,
-            **bound,
-        )
-    return jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        donate_argnums=0,
-    )
-
-
 def _initial_state(config, phase, finished, model, tx):
-    if phase.init == "random":
-        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    ema = config.ema_decay > 0
+    if phase.init in finished:
+        before = finished[phase.init].variables
+        # A copy: the step donates its state; other phases start from the same one.
+        params, batch_stats = jax.tree.map(
+            np.array, (before["params"], before["batch_stats"])
+        )
+        return states.restart(
+            model, tx, params, batch_stats, config.image_size, ema=ema
+        )
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    try:
         # Outside pmap the axis has no name; BatchNorm asks for it only in training.
-        return states.create_state(key, model, tx, config.image_size)
-    before = finished[phase.init]
-    # A copy: the step donates its state, and other phases start from the same one.
-    params, batch_stats = jax.tree.map(np.array, (before.params, before.batch_stats))
-    return states.restart(model, tx, params, batch_stats, config.image_size)
+        state = states.create_state(key, model, tx, config.image_size, ema=ema)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {config.model} at image_size={config.image_size}: {reason}"
+        ) from error
+    if phase.init == "pretrained":
+        params, batch_stats = _pretrained(config, state)
+        state = states.restart(
+            model, tx, params, batch_stats, config.image_size, ema=ema
+        )
+    return state
+
+
+def _pretrained(config, fresh):
+    """Weights from a file; a layer for another number of classes stays random."""
+    from ibsgl_jax import pretrained
+
+    try:
+        _, variables = pretrained.load(config.model, config.pretrained or None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"pretrained={config.pretrained!r}: {error}") from error
+    wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
+    given = dict(jax.tree_util.tree_leaves_with_path(variables))
+    kept = []
+
+    def choose(path, leaf):
+        if path in given and given[path].shape == leaf.shape:
+            return given[path]
+        kept.append(jax.tree_util.keystr(path[1:], simple=True, separator="/"))
+        return leaf
+
+    variables = jax.tree_util.tree_map_with_path(choose, wanted)
+    if len(kept) > 2:
+        raise ConfigError(
+            f"pretrained={config.pretrained!r}: does not fit {config.model} with these "
+            f"model_options in {', '.join(kept[:3])} and others"
+        )
+    if kept:
+        LOGGER.warning("not from the pretrained file: %s", ", ".join(kept))
+    return variables["params"], variables["batch_stats"]
 
 
 def _replicate(state):
@@ -367,26 +361,59 @@ def _replicate(state):
     return identity(state, np.zeros(jax.local_device_count()))
 
 
+def _to_devices(stream, config):
+    """The batches, with the places of their examples, on the devices ahead of use."""
+    count = jax.process_count()
+    place = np.arange(config.batch_size // count, dtype=np.int32) * count
+    place += jax.process_index()
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+    sharding = jax.NamedSharding(mesh, jax.P(AXIS))
+    queue = collections.deque()
+    for batch in itertools.chain(stream, [None] * AHEAD):
+        if batch is not None:
+            batch = evaluate.shard({**batch, "place": place})
+            queue.append(jax.device_put(batch, sharding))
+        if len(queue) > AHEAD or batch is None:
+            if not queue:
+                return
+            yield queue.popleft()
+
+
 def _generation(config, name) -> int:
-    """How many phases stand between this one and random weights."""
+    """How many phases stand between this one and random or pretrained weights."""
     init = config[name].init
-    return 0 if init == "random" else 1 + _generation(config, init)
+    return 0 if init not in config.phases else 1 + _generation(config, init)
 
 
-def _sums_over(eval_fn, batches, variables) -> dict:
+def _scores(eval_fn, batches, state, where) -> dict:
     """Means over a split: sums and counts added up, divided once."""
     window = Window()
     for batch in pipeline.iterate(batches):
-        sums = jax.device_get(eval_fn(variables, evaluate.shard(batch)))
-        window.add(sums, "evaluation", "", "")
+        sums = jax.device_get(eval_fn(state.variables, evaluate.shard(batch)))
+        window.add(sums, where=f"in the evaluation {where}")
     return window.means()
+
+
+def _short(means, speed) -> dict:
+    """What fits beside the progress bar."""
+    known = {k: means[k] for k in ("loss", "accuracy", "skipped") if k in means}
+    text = {name: f"{value:.3f}" for name, value in known.items()}
+    return {
+        **text,
+        "images/s": f"{speed['images_per_second']:.0f}",
+        "GB": f"{speed['memory_bytes'] / 1e9:.1f}",
+    }
 
 
 @contextlib.contextmanager
 def _on_sigterm():
-    """An event that SIGTERM sets, where this is the main thread."""
+    """An event that SIGTERM sets, where this is the main thread and the only process.
+
+    Several processes agree on a step through jax.distributed, whose handler must stay.
+    """
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or jax.process_count() > 1:
         yield event
         return
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())

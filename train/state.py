@@ -21,6 +21,7 @@ class TrainState(struct.PyTreeNode):
       params, batch_stats: of the model.
       opt_state: of optax.
       feature_stats: moving moments of the tapped features, for the bottleneck.
+      ema_params: moving average of params, or an empty dict without one.
     """
 
     step: jax.Array
@@ -28,22 +29,27 @@ class TrainState(struct.PyTreeNode):
     batch_stats: Any
     opt_state: Any
     feature_stats: feature_stats.FeatureStats
+    ema_params: Any
 
     @property
     def variables(self):
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """The model as it is to be used: with the averaged parameters if there are."""
+        params = self.ema_params or self.params
+        return {"params": params, "batch_stats": self.batch_stats}
 
 
-def create_state(key, model, tx, image_size: int) -> TrainState:
-    """A fresh state for square images of the given side."""
+def create_state(key, model, tx, image_size: int, *, ema: bool = False) -> TrainState:
+    """A fresh state for square images of the given side; ema: with an average."""
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     # Jitted: initialising layer by layer takes seconds for a deep network.
     variables = jax.jit(model.init)(key, images)
     batch_stats = variables.get("batch_stats", {})
-    return restart(model, tx, variables["params"], batch_stats, image_size)
+    return restart(model, tx, variables["params"], batch_stats, image_size, ema=ema)
 
 
-def restart(model, tx, params, batch_stats, image_size: int) -> TrainState:
+def restart(
+    model, tx, params, batch_stats, image_size: int, *, ema: bool = False
+) -> TrainState:
     """The state of a new phase that takes over the weights of another."""
     variables = {"params": params, "batch_stats": batch_stats}
     features = jax.eval_shape(
@@ -57,6 +63,8 @@ def restart(model, tx, params, batch_stats, image_size: int) -> TrainState:
         batch_stats=batch_stats,
         opt_state=tx.init(params),
         feature_stats=feature_stats.init(features.shape[1:]),
+        # A copy: no two arrays of a state that a step donates may be the same.
+        ema_params=jax.tree.map(jnp.array, params) if ema else {},
     )
 
 

@@ -44,7 +44,7 @@ def guided_step(
       decay: of the moving feature statistics.
       teacher: "bottleneck", or "mask" for the object's true mask (an oracle).
       axis_name: pmap axis to average over; None for one device.
-      **options: model, tx, base_key, image_stats (dict mean, std), label_smoothing.
+      **options: of ``penalized_step``.
 
     Returns:
       (state, metrics): metrics is a dict of (sum, count) float32 pairs.
@@ -56,18 +56,18 @@ def guided_step(
             options["model"], jax.lax.stop_gradient(forward.variables)
         )
         stats = feature_stats.update_moving(
-            state.feature_stats, frozen, decay=decay, axis_name=axis_name
+            forward.feature_stats, frozen, decay=decay, axis_name=axis_name
         )
         guided = guidance.guide(
             forward.keys,
             head_fn,
             frozen,
-            batch["label"],
+            forward.labels,
             feature_stats.moments(
                 stats, active_threshold=config.bottleneck.active_threshold
             ),
             config=config,
-            teacher=_mask_map(batch, frozen) if teacher == "mask" else None,
+            teacher=_mask_map(forward.batch, frozen) if teacher == "mask" else None,
         )
         kl = losses.feature_kl(
             forward.features,
@@ -91,7 +91,8 @@ class Forward(NamedTuple):
     """What a penalty sees of the forward pass; all of it is differentiated.
 
     keys [N] of the examples, images [N, H, W, 3] normalised, labels [N], the model's
-    variables, features [N, h, w, K], logits [N, C].
+    variables, features [N, h, w, K], logits [N, C], the batch as given, the feature
+    statistics before it.
     """
 
     keys: jax.Array
@@ -100,6 +101,8 @@ class Forward(NamedTuple):
     variables: Any
     features: jax.Array
     logits: jax.Array
+    batch: dict
+    feature_stats: feature_stats.FeatureStats
 
 
 def penalized_step(
@@ -112,26 +115,45 @@ def penalized_step(
     base_key,
     image_stats,
     label_smoothing=0.0,
+    mixup=0.0,
+    accumulate_steps=1,
+    ema_decay=0.0,
+    skip_nonfinite=False,
     axis_name=None,
 ):
     """One step on ``mean(task + penalty)``.
 
-    ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics and a dict of
-    diagnostics [N]; None for the task alone.
+    Args:
+      state, batch, axis_name: as in ``guided_step``.
+      penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
+        and a dict of diagnostics [N]; None for the task alone.
+      model: with features and head methods; BatchNorm's axis is ``axis_name``.
+      tx: optax transformation.
+      base_key: of the phase; draws are keyed by step and place.
+      image_stats: dict mean, std, for ``normalize_images``.
+      label_smoothing: in [0, 1).
+      mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none. An example is mixed
+        with the one before it on its device, and keeps the larger share, so that it
+        also keeps its label.
+      accumulate_steps: the batch of a device is taken in so many parts, whose gradients
+        are averaged; BatchNorm and the feature statistics see a part at a time.
+      ema_decay: of the moving average of the parameters; 0 for none. The first steps
+        forget faster, as (1 + step) / (10 + step).
+      skip_nonfinite: leave everything but ``step`` as it was where the loss or the
+        gradient is not finite, and count it in the metric "skipped".
     """
-    images = normalize_images(batch["image"], **image_stats)
-    labels = batch["label"]
-    # Keyed by the example's place in the global batch, so that the draws do not depend
-    # on how many devices share it.
-    places = batch.get("place", jnp.arange(labels.shape[0]))
+    places = batch.get("place", jnp.arange(batch["label"].shape[0]))
     key = jax.random.fold_in(base_key, state.step)
-    noise_keys, dropout_keys = jax.vmap(
-        lambda place: tuple(jax.random.split(jax.random.fold_in(key, place))),
-        out_axes=0,
-    )(places)
 
-    def loss_fn(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
+    def loss_fn(params, batch_stats, stats, batch):
+        # Keyed by the example's place in the global batch, so that the draws do not
+        # depend on how many devices share it.
+        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
+        noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
+        mix = _make_mix(keys, mixup)
+        images = mix(images)
+        variables = {"params": params, "batch_stats": batch_stats}
         features, updated = model.apply(
             variables, images, train=True, method="features", mutable=["batch_stats"]
         )
@@ -145,11 +167,20 @@ def penalized_step(
         targets = optax.smooth_labels(
             jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
         )
-        task = optax.softmax_cross_entropy(logits, targets)
-        total, stats, diagnostics = task, state.feature_stats, {}
+        task = optax.softmax_cross_entropy(logits, mix(targets))
+        total, diagnostics = task, {}
         if penalty_fn is not None:
             penalty, stats, diagnostics = penalty_fn(
-                Forward(noise_keys, images, labels, variables, features, logits)
+                Forward(
+                    noise_keys,
+                    images,
+                    labels,
+                    variables,
+                    features,
+                    logits,
+                    batch,
+                    stats,
+                )
             )
             total = task + penalty
         per_example = {
@@ -161,20 +192,78 @@ def penalized_step(
         sums = {k: metrics.sum_and_count(v) for k, v in per_example.items()}
         return jnp.mean(total), (updated.get("batch_stats", {}), stats, sums)
 
-    gradient, (batch_stats, stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradient, (batch_stats, stats, sums) = _accumulate(
+        jax.grad(loss_fn, has_aux=True),
+        state,
+        {**batch, "place": places},
+        accumulate_steps,
+    )
     if axis_name:
         gradient, batch_stats = jax.lax.pmean((gradient, batch_stats), axis_name)
         sums = jax.lax.psum(sums, axis_name)
-    sums["gradient_norm"] = optax.tree.norm(gradient), jnp.float32(1.0)
+    norm = optax.tree.norm(gradient)
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    state = TrainState(
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_decay:
+        rate = 1.0 - jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema_params = optax.incremental_update(params, ema_params, rate)
+    after = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         feature_stats=stats,
+        ema_params=ema_params,
     )
-    return state, sums
+    sums["gradient_norm"] = norm, jnp.float32(1.0)
+    if skip_nonfinite:
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        after = after.replace(step=state.step + 1)
+        sums = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), sums)
+        sums["skipped"] = 1.0 - finite, jnp.float32(1.0)
+    return after, sums
+
+
+def _accumulate(gradient_fn, state, batch, num_parts):
+    """The gradient of the batch, taken in parts; statistics go from part to part."""
+    batch_stats, stats = state.batch_stats, state.feature_stats
+    if num_parts == 1:
+        return gradient_fn(state.params, batch_stats, stats, batch)
+
+    def take(carry, part):
+        total, batch_stats, stats = carry
+        gradient, (batch_stats, stats, sums) = gradient_fn(
+            state.params, batch_stats, stats, part
+        )
+        return (optax.tree.add(total, gradient), batch_stats, stats), sums
+
+    parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+    start = optax.tree.zeros_like(state.params), batch_stats, stats
+    (total, batch_stats, stats), sums = jax.lax.scan(take, start, parts)
+    sums = jax.tree.map(lambda values: jnp.sum(values, axis=0), sums)
+    return optax.tree.scale(1.0 / num_parts, total), (batch_stats, stats, sums)
+
+
+def _make_mix(keys, alpha):
+    """A function that mixes each of [N, ...] with the one before it, or does nothing.
+
+    The share of the example itself is beta(alpha, alpha) and at least a half.
+    """
+    if not alpha:
+        return lambda x: x
+    draw = jax.vmap(
+        lambda key: jax.random.beta(jax.random.fold_in(key, 2), alpha, alpha)
+    )
+    share = draw(keys)
+    share = jnp.maximum(share, 1.0 - share)
+
+    def mix(x):
+        weight = share.reshape(-1, *[1] * (x.ndim - 1))
+        return weight * x + (1.0 - weight) * jnp.roll(x, 1, axis=0)
+
+    return mix
 
 
 def eval_step(variables, batch, *, model, image_stats, axis_name=None):

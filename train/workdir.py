@@ -10,6 +10,7 @@ May import ml_collections' ConfigDict values as given, numpy, tensorboardX where
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,24 @@ FREE_FIELDS = ("data_dir", "num_threads", "num_workers", "progress", "tensorboar
 
 class ConfigError(ValueError):
     """The configuration asks for something impossible; one line that says what."""
+
+
+class DiskError(ValueError):
+    """The disk took no more; one line that says where."""
+
+
+@contextlib.contextmanager
+def disk_errors():
+    """A full disk is one line: what is there stays whole, and the run can go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskError(
+            f"cannot write {error.filename or 'the logs'}: {error.strerror}; make room "
+            "and repeat the command"
+        ) from error
 
 
 @contextlib.contextmanager

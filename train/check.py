@@ -1,0 +1,157 @@
+"""What a configuration may say, and what is made of it.
+
+May import jax, ``ibsgl_jax`` and ``train``'s own modules except ``loop``.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ibsgl_jax import guidance, models
+from ibsgl_jax.bottleneck import BottleneckConfig
+from train import baselines
+from train.data import pipeline
+from train.workdir import ConfigError
+
+METHODS = ("plain", "guided", *baselines.STEPS)
+INITS = ("random", "pretrained")
+TEACHERS = ("bottleneck", "mask")
+DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("adam", "sgd")
+
+# Numbers: (field, least value, whether it may be the least, bound or None).
+_RANGES = (
+    ("image_size", 1, True, None),
+    ("batch_size", 1, True, None),
+    ("accumulate_steps", 1, True, None),
+    ("label_smoothing", 0, True, 1),
+    ("mixup", 0, True, None),
+    ("ema_decay", 0, True, 1),
+    ("log_every", 1, True, None),
+    ("save_epochs", 0, False, None),
+    ("num_threads", 0, True, None),
+    ("num_workers", 0, True, None),
+    ("optimizer.weight_decay", 0, True, None),
+    ("optimizer.momentum", 0, True, 1),
+    ("optimizer.max_grad_norm", 0, True, None),
+)
+_PHASE_RANGES = (
+    ("num_epochs", 0, False, None),
+    ("learning_rate", 0, False, None),
+    ("warmup_epochs", 0, True, None),
+)
+_GUIDED_RANGES = (
+    ("mu", 0, True, None),
+    ("mu_warmup_epochs", 0, True, None),
+    ("stats_decay", 0, True, 1),
+)
+
+
+def check_config(config):
+    """Raise ConfigError for values that cannot work, before anything is written."""
+    _check_ranges(config, _RANGES)
+    shares = jax.device_count() * config.accumulate_steps
+    if config.batch_size % shares:
+        raise ConfigError(
+            f"batch_size={config.batch_size} is not divisible by the "
+            f"{jax.device_count()} devices"
+            + (
+                f" times accumulate_steps={config.accumulate_steps}"
+                if config.accumulate_steps > 1
+                else ""
+            )
+            + "; change --config.batch_size"
+        )
+    for field, choices in (
+        ("model", models.MODELS),
+        ("dtype", DTYPES),
+        ("augment", pipeline.AUGMENTATIONS),
+        ("eval_transform", pipeline.EVAL_TRANSFORMS),
+        ("optimizer.name", OPTIMIZERS),
+    ):
+        _check_choice(config, field, choices)
+    if not config.phases:
+        raise ConfigError("phases is empty: there is nothing to train")
+    done = []
+    for name in config.phases:
+        if name not in config:
+            raise ConfigError(f"phase {name!r} has no section of its own in the config")
+        _check_phase(config[name], name, done)
+        done.append(name)
+
+
+def _check_phase(phase, name, done):
+    _check_choice(phase, "method", METHODS, name)
+    if phase.init not in (*INITS, *done):
+        raise ConfigError(
+            f"{name}.init={phase.init!r}: 'random', 'pretrained', or an earlier phase "
+            f"of {done}"
+        )
+    _check_ranges(phase, _PHASE_RANGES, name)
+    if phase.warmup_epochs >= phase.num_epochs:
+        raise ConfigError(
+            f"{name}.warmup_epochs={phase.warmup_epochs}: must be less than "
+            f"num_epochs={phase.num_epochs}"
+        )
+    if phase.method == "guided":
+        _check_ranges(phase, _GUIDED_RANGES, name)
+        _check_choice(phase, "teacher", TEACHERS, name)
+        try:
+            guidance_config(phase)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    elif phase.method in baselines.STEPS:
+        try:
+            baselines.options(phase)
+        except ValueError as error:
+            raise ConfigError(f"{name}.{error}") from error
+
+
+def _field(config, path):
+    for name in path.split("."):
+        config = config[name]
+    return config
+
+
+def _check_choice(config, field, choices, prefix=""):
+    value = _field(config, field)
+    if value not in choices:
+        field = f"{prefix}.{field}" if prefix else field
+        raise ConfigError(f"{field}={value!r}: choose one of {', '.join(choices)}")
+
+
+def _check_ranges(config, ranges, prefix=""):
+    for field, low, may_be_low, high in ranges:
+        value = _field(config, field)
+        if (value > low or (may_be_low and value == low)) and (
+            high is None or value < high
+        ):
+            continue
+        field = f"{prefix}.{field}" if prefix else field
+        if high is not None:
+            rule = f"must be at least {low} and less than {high}"
+        elif low > 0:
+            rule = f"must be at least {low}"
+        else:
+            rule = "must not be negative" if may_be_low else "must be positive"
+        raise ConfigError(f"{field}={value}: {rule}")
+
+
+def guidance_config(phase) -> guidance.GuidanceConfig:
+    """The guidance options of a phase as the library takes them."""
+    return guidance.GuidanceConfig(
+        bottleneck=BottleneckConfig(**phase.bottleneck), **phase.guidance
+    )
+
+
+def make_model(config, num_classes: int, *, axis_name: str | None = None):
+    """The config's model; with axis_name, BatchNorm averages over devices."""
+    try:
+        return models.create(
+            config.model,
+            num_classes=num_classes,
+            dtype=jnp.dtype(config.dtype),
+            axis_name=axis_name,
+            **config.model_options,
+        )
+    except TypeError as error:
+        raise ConfigError(f"model_options of {config.model}: {error}") from error
