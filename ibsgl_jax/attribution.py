@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ibsgl_jax import bottleneck, saliency
+from ibsgl_jax import bottleneck, convolutions, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.saliency import HeadFn
@@ -563,7 +563,8 @@ def make_attribution_fn(
             maps = jnp.sum(jnp.abs(maps) if channels == "abs_sum" else maps, axis=-1)
         return maps.astype(jnp.float32)
 
-    return attribution_fn
+    # The chunks, the bottleneck's steps and the sums over noise or path are loops.
+    return convolutions.in_fast_order(attribution_fn)
 
 
 @functools.partial(
