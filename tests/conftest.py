@@ -34,3 +34,29 @@ def compile_cache(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory, photo_digits_dir):
+    """A run with two untrained phases and its evaluation, made once."""
+    from tests import tiny_run
+    from train import evaluate
+
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    tiny_run.save_untrained(
+        tiny_run.make_config(photo_digits_dir, phases=("plain", "guided")), workdir
+    )
+    run = evaluate.Run(workdir)
+    options = evaluate.Options(
+        limit=11,
+        num_perturbed=5,
+        num_sensitivity=3,
+        num_method_images=5,
+        num_sanity=4,
+    )
+    source = evaluate.open_split(run, options)
+    results, per_example = evaluate.evaluate_run(
+        run, source, options=options, progress=False
+    )
+    evaluate.write_evaluation(results, per_example, workdir)
+    return run, source, results, per_example

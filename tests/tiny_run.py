@@ -1,6 +1,12 @@
 """The configuration of a run of seconds: the real path on few and small things."""
 
+import json
+
+import jax
+
 from configs import default
+from train import checkpoint, loop
+from train import state as states
 
 
 def make_config(data_dir, *, phases=("plain", "control", "guided")):
@@ -32,3 +38,25 @@ def make_guided_config(data_dir):
     config.guided.init = "random"
     config.guided.num_epochs = 2.0
     return config
+
+
+def save_untrained(config, workdir):
+    """Write what a run leaves behind, its phases with random weights of their own."""
+    tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
+    model = loop.make_model(config, 10)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json())
+    lines = []
+    for number, phase in enumerate(config.phases):
+        state = states.create_state(
+            jax.random.key(number), model, tx, config.image_size
+        )
+        with checkpoint.open_manager(workdir / "checkpoints" / phase) as manager:
+            checkpoint.save(manager, state, accuracy=0.1, meta={})
+            manager.wait_until_finished()
+        for step in (3, 6, 8):
+            values = {"loss": 2.3 - step / 10, "accuracy": step / 20}
+            for split in ("train", "validation"):
+                line = {"phase": phase, "step": step, "split": split, **values}
+                lines.append(json.dumps(line) + "\n")
+    (workdir / "metrics.jsonl").write_text("".join(lines))

@@ -344,7 +344,7 @@ def load_config(workdir: Path):
     from ml_collections import ConfigDict
 
     try:
-        return ConfigDict(json.loads((workdir / "config.json").read_text()))
+        return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
     except FileNotFoundError:
         raise ConfigError(
             f"{workdir} holds no run (no config.json); "
@@ -352,6 +352,13 @@ def load_config(workdir: Path):
         ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{workdir}/config.json is not valid: {error}") from None
+
+
+def _tuples(tree):
+    """Lists become the tuples that they were before JSON; models must be hashable."""
+    if isinstance(tree, dict):
+        return {key: _tuples(branch) for key, branch in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def load_states(config, num_classes: int, workdir: Path):
@@ -370,7 +377,13 @@ def load_states(config, num_classes: int, workdir: Path):
     model = loop.make_model(config, num_classes)
     tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
     like = jax.eval_shape(
-        lambda: states.create_state(jax.random.key(0), model, tx, config.image_size)
+        lambda: states.create_state(
+            jax.random.key(0),
+            model,
+            tx,
+            config.image_size,
+            ema=config.get("ema_decay", 0) > 0,
+        )
     )
     loaded, notes = {}, []
     for phase in config.phases:

@@ -74,7 +74,7 @@ def write_suppression(config, model, states, data, workdir, phases) -> Path:
         for phase in phases
         for title, kind in (("$L^c$", "c"), ("$L^p$", "p"), ("overlap", "both"))
     ]
-    figure, axes = _grid(len(batch["image"]), len(columns), foot=0.35)
+    figure, axes = _grid(len(batch["image"]), len(columns), foot=0.15)
     for row in range(len(axes)):
         for axis, (title, phase, kind) in zip(axes[row], columns, strict=True):
             _show_image(axis, batch, row, title=title if row == 0 else None)

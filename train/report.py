@@ -685,7 +685,7 @@ def reproducing_command(config, workdir) -> str:
 
 def _literal(value):
     if isinstance(value, list):
-        return repr(tuple(value)).replace(" ", "")
+        return "(" + "".join(json.dumps(item) + "," for item in value) + ")"
     return str(value)
 
 

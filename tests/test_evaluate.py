@@ -1,0 +1,350 @@
+"""The evaluation: ragged batches, paired intervals, the sanity check and bad input."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ibsgl_jax import attribution, metrics
+from tests import tiny_run
+from train import evaluate, measures
+from train.measures import MEASURES
+from train.workdir import ConfigError
+
+STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+# The same numbers from other batches and devices round differently.
+CLOSE = dict(rtol=2e-4, atol=2e-5)
+
+
+def without(source, *names):
+    return [
+        {key: value for key, value in source[i].items() if key not in names}
+        for i in range(len(source))
+    ]
+
+
+class OneClass(nn.Module):
+    """A model that knows one class only."""
+
+    def setup(self):
+        self.conv, self.dense = nn.Conv(4, (3, 3), strides=8), nn.Dense(1)
+
+    def features(self, images, train=False):
+        return nn.relu(self.conv(images))
+
+    def head(self, features, train=False):
+        return self.dense(features.mean(axis=(1, 2)))
+
+    def __call__(self, images, train=False):
+        return self.head(self.features(images, train), train)
+
+
+class TestMeasureSplit:
+    def test_ragged_batches_on_eight_devices_equal_single_images(self, evaluated):
+        run, source, _, per_example = evaluated  # 11 images in batches of 16
+        variables = run.states["guided"].variables
+        single = jax.jit(
+            functools.partial(
+                measures.measure,
+                model=run.model,
+                image_stats=STATS,
+                matched_area=run.config.matched_area,
+            )
+        )
+        for index in (0, 10):
+            batch = {k: np.asarray(v)[None] for k, v in source[index].items()}
+            for key, value in single(variables, batch).items():
+                np.testing.assert_allclose(
+                    per_example[f"guided/{key}"][index],
+                    value[0],
+                    err_msg=key,
+                    **CLOSE,
+                )
+
+    def test_another_batch_size_gives_the_same_in_the_same_order(self, evaluated):
+        run, source, _, per_example = evaluated
+        config = run.config.copy_and_resolve_references()
+        config.batch_size = 8  # 11 = 8 + 3
+        values = evaluate.measure_split(
+            config, run.model, run.states["plain"].variables, source
+        )
+        assert values["drop"].shape == (11,)
+        for key, value in values.items():
+            np.testing.assert_allclose(
+                value, per_example[f"plain/{key}"], err_msg=key, **CLOSE
+            )
+
+    def test_random_methods_do_not_see_the_batch(self, evaluated):
+        run, source, _, _ = evaluated
+        config = run.config.copy_and_resolve_references()
+        maps, variables = [], run.states["plain"].variables
+        for config.batch_size in (8, 16):
+            step = evaluate.compiled(
+                measures.method_maps, config, run.model, num_carried=2, method="random"
+            )
+            maps.append(
+                evaluate.map_split(
+                    config,
+                    source,
+                    lambda batch, step=step: {"maps": step(variables, None, batch)},
+                )["maps"]
+            )
+        np.testing.assert_allclose(*maps, rtol=1e-6)
+        assert not np.allclose(maps[0][0], maps[0][1])  # every image has its own
+
+    def test_perturbation_starts_at_the_probability(self, evaluated):
+        _, _, _, per_example = evaluated
+        np.testing.assert_allclose(
+            per_example["plain/deletion_curve"][:, 0],
+            per_example["plain/probability"][:5],
+            **CLOSE,
+        )
+
+
+class TestMissingPieces:
+    def test_split_without_boxes_leaves_localisation_out(self, evaluated):
+        run, source, _, per_example = evaluated
+        values = evaluate.measure_split(
+            run.config,
+            run.model,
+            run.states["plain"].variables,
+            without(source, "bbox", "mask"),
+        )
+        summary = evaluate.summarize(values)
+        groups = {MEASURES[key].group for key in summary}
+        assert groups == {"Prediction", "Faithfulness", "Two maps"}
+        np.testing.assert_allclose(values["drop"], per_example["plain/drop"], **CLOSE)
+
+    def test_masks_stand_in_for_boxes(self, evaluated):
+        run, source, _, per_example = evaluated
+        values = evaluate.measure_split(
+            run.config,
+            run.model,
+            run.states["plain"].variables,
+            without(source, "bbox"),
+        )
+        # The object is smaller than its box.
+        assert (values["box_share"] <= per_example["plain/box_share"] + 1e-6).all()
+        assert (values["box_share"] < per_example["plain/box_share"] - 1e-3).any()
+
+    def test_one_class_has_no_runner_up(self):
+        model = OneClass()
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+        batch = {
+            "image": np.full((2, 16, 16, 3), 100, np.uint8),
+            "label": np.zeros(2, np.int32),
+        }
+        measure = functools.partial(
+            measures.measure, model=model, image_stats=STATS, matched_area=0.2
+        )
+        values = jax.jit(measure)(variables, batch)
+        assert "overlap" not in values and "mass_p" not in values
+        np.testing.assert_array_equal(values["probability"], [1.0, 1.0])
+
+    def test_nan_in_a_map_stays_with_its_image(self, evaluated):
+        run, source, _, _ = evaluated
+        batch = {
+            k: np.stack([source[i][k] for i in range(3)]) for k in source[0].keys()
+        }
+        maps = np.random.default_rng(0).random((3, 48, 48)).astype(np.float32)
+        broken = maps.copy()
+        broken[1, 5, 5] = np.nan
+        fn = jax.jit(
+            functools.partial(
+                measures.measure_maps,
+                run.states["plain"].variables,
+                model=run.model,
+                image_stats=STATS,
+                matched_area=0.2,
+            )
+        )
+        whole = jax.device_get(fn(batch, maps))
+        values = jax.device_get(fn(batch, broken))
+        for key in values:
+            assert np.isnan(values[key][1]).all(), key
+            np.testing.assert_array_equal(values[key][[0, 2]], whole[key][[0, 2]])
+        summary = evaluate.summarize(values)
+        assert summary["drop"]["n"] == 2 and summary["drop"]["undefined"] == 1
+        assert np.isfinite(summary["drop"]["mean"])
+
+    def test_notes_name_what_is_missing(self, evaluated):
+        run, _, results, _ = evaluated
+        broken = json.loads(json.dumps(results))
+        broken |= {"has_boxes": False, "num_images": 1, "num_classes": 1}
+        broken["methods"][0]["undefined_maps"] = 2
+        notes = " ".join(evaluate._notes(broken, [run]))
+        for words in ("neither boxes", "one image", "one class", "2 of 5 maps of ib"):
+            assert words in notes
+        assert evaluate._notes(results, [run]) == []
+
+
+class TestSummaries:
+    def test_mean_interval_and_count_by_hand(self):
+        summary = evaluate.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
+        assert summary["drop"]["n"] == 3
+        assert summary["drop"]["undefined"] == 1
+        np.testing.assert_allclose(summary["drop"]["mean"], 2 / 3)
+        assert 0 <= summary["drop"]["low"] < 2 / 3 < summary["drop"]["high"] <= 1
+
+    def test_best_iou_is_at_one_threshold_for_all(self):
+        curve = np.zeros((2, 20))
+        curve[0, 3], curve[1, 7], curve[:, 5] = 0.9, 0.9, 0.6
+        summary = evaluate.summarize({"iou_curve": curve})
+        np.testing.assert_allclose(summary["iou_best"]["mean"], 0.6)
+        assert summary["iou_best"]["threshold"] == 5 / 20
+
+    def test_calibration_error_is_the_library_s(self):
+        logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * 2
+        labels = np.arange(50) % 4
+        expected = metrics.calibration_error(
+            metrics.calibration_bins(logits, labels, num_bins=measures.NUM_BINS)
+        )
+        actual = measures.calibration_error(
+            np.asarray(jax.nn.softmax(logits).max(axis=1)),
+            np.asarray(metrics.accuracy(logits, labels)),
+        )
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    def test_differences_are_paired(self):
+        # Large spread between images, the same gain on each: a narrow interval.
+        reference = {"box_share": np.linspace(0, 1, 20)}
+        values = {"box_share": reference["box_share"] + 0.25}
+        row = evaluate.differences(values, reference)["box_share"]
+        np.testing.assert_allclose([row["low"], row["high"]], 0.25, atol=1e-12)
+
+    def test_summaries_are_those_of_the_examples(self, evaluated):
+        _, _, results, per_example = evaluated
+        for row in results["methods"]:
+            values = per_example[f"{row['method']}/{row['model']}/drop"]
+            assert len(values) == 5
+            np.testing.assert_allclose(
+                row["measures"]["drop"]["mean"], values.mean(), rtol=1e-6
+            )
+
+
+class TestSanityCheck:
+    def test_maps_that_do_not_change_fail(self):
+        maps = np.random.default_rng(0).random((4, 8, 8)).astype(np.float32)
+        constant = np.ones_like(maps)
+        for before, after in (
+            (maps, maps),
+            (maps, 3.0 * maps),
+            (constant, 2.0 * constant),  # no rank correlation, and yet unchanged
+            (0.0 * maps, 0.0 * maps),
+        ):
+            change = measures.map_change(before, after)
+            np.testing.assert_allclose(change, 1.0, rtol=1e-5)
+            assert not evaluate.sanity_verdict(change)["passed"]
+
+    def test_unrelated_maps_pass(self):
+        maps = np.random.default_rng(0).random((8, 16, 16)).astype(np.float32)
+        assert evaluate.sanity_verdict(measures.map_change(maps[:4], maps[4:]))[
+            "passed"
+        ]
+
+    def test_nothing_finite_does_not_pass(self):
+        change = measures.map_change(np.full((2, 4, 4), np.nan), np.ones((2, 4, 4)))
+        assert not evaluate.sanity_verdict(change)["passed"]
+
+    def test_the_random_method_fails(self, evaluated):
+        _, _, results, _ = evaluated
+        assert results["sanity"].keys() == attribution.METHODS.keys()
+        assert results["sanity"]["random"]["mean"] == 1.0
+        assert not results["sanity"]["random"]["passed"]
+        # Between two untrained networks even the gradient is alike, but it moves.
+        assert results["sanity"]["gradient"]["mean"] < 0.95
+
+
+class TestFiles:
+    def test_json_holds_every_measure_with_its_definition(self, evaluated):
+        run, _, _, per_example = evaluated
+        text = (run.workdir / "evaluation.json").read_text()
+        results = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+        for phase in ("plain", "guided"):
+            measured = results["phases"][phase]
+            assert measured.keys() == MEASURES.keys()
+            for key, entry in measured.items():
+                assert entry["low"] <= entry["mean"] <= entry["high"] or key == (
+                    "calibration_error"  # resampling adds to it
+                )
+        counts = {key: results["phases"]["plain"][key]["n"] for key in MEASURES}
+        assert counts["drop"] == 11
+        assert counts["road"] == 5
+        assert counts["sensitivity_n"] == 3
+        assert all(m["definition"] for m in results["measures"].values())
+        with np.load(run.workdir / "evaluation.npz") as arrays:
+            np.testing.assert_array_equal(
+                arrays["plain/drop"], per_example["plain/drop"]
+            )
+
+    def test_every_method_stands_on_both_models(self, evaluated):
+        _, _, results, _ = evaluated
+        rows = {(row["method"], row["model"]) for row in results["methods"]}
+        assert rows == {
+            (m, p) for m in attribution.METHODS for p in ("plain", "guided")
+        }
+        ours = [row for row in results["methods"] if row["ours"]]
+        assert [(r["method"], r["model"]) for r in ours] == [("hirescam", "guided")]
+
+
+class TestBadInput:
+    def test_no_run(self, tmp_path, capsys):
+        assert evaluate.main(["--workdir", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "no config.json" in error
+
+    def test_no_checkpoint(self, evaluated, tmp_path):
+        run = evaluated[0]
+        (tmp_path / "config.json").write_text(run.config.to_json())
+        with pytest.raises(ConfigError, match="no checkpoint in .*python -m train"):
+            evaluate.load_states(run.config, 10, tmp_path)
+        assert not (tmp_path / "checkpoints").exists()
+
+    def test_checkpoint_of_another_model(self, evaluated):
+        run = evaluated[0]
+        config = run.config.copy_and_resolve_references()
+        config.model_options.num_filters = 4
+        with pytest.raises(ConfigError, match="is of another model than"):
+            evaluate.load_states(config, 10, run.workdir)
+
+    def test_a_phase_without_checkpoint_is_left_out(self, evaluated):
+        run = evaluated[0]
+        config = run.config.copy_and_resolve_references()
+        config.unlock()
+        config.phases = ("plain", "control")
+        _, loaded, notes = evaluate.load_states(config, 10, run.workdir)
+        assert list(loaded) == ["plain"]
+        assert notes == ["phase control has no checkpoint yet and is left out"]
+
+    def test_unknown_split_and_empty_split(self, evaluated):
+        run = evaluated[0]
+        with pytest.raises(ValueError, match="no split 'nonsense'"):
+            evaluate.open_split(run, evaluate.Options(split="nonsense"))
+        with pytest.raises(ConfigError, match="no image"):
+            evaluate.open_split(run, evaluate.Options(limit=0))
+
+    @pytest.mark.slow
+    def test_the_command_says_one_line_and_2(self, tmp_path):
+        environment = {**os.environ, "XLA_FLAGS": ""}
+        done = subprocess.run(
+            [sys.executable, "-m", "train.evaluate", "--workdir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+    @pytest.mark.slow
+    def test_the_command_on_one_image(self, tmp_path, photo_digits_dir, capsys):
+        tiny_run.save_untrained(tiny_run.make_config(photo_digits_dir), tmp_path)
+        assert evaluate.main(["--workdir", str(tmp_path), "--limit", "1"]) == 0
+        assert "one image" in capsys.readouterr().err
+        assert (tmp_path / "report.html").exists()

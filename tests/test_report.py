@@ -1,0 +1,272 @@
+"""The report: what it says, that it needs nothing but itself, and that it works."""
+
+import ast
+import json
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import quickstart
+from ibsgl_jax import attribution
+from train import figures, report
+from train.measures import MEASURES
+
+
+@pytest.fixture(scope="session")
+def page(evaluated):
+    """The path of the report of the tiny run."""
+    run, source, results, per_example = evaluated
+    return report.write_report(run, source, results, per_example)
+
+
+class TestMarkdown:
+    def test_has_a_row_per_measure_and_per_method_and_model(self, evaluated):
+        run, _, results, _ = evaluated
+        text = report.markdown(results)
+        assert text == (run.workdir / "evaluation.md").read_text()
+        rows = [line for line in text.splitlines() if line.startswith("| ")]
+        for measure in MEASURES.values():
+            assert any(row.startswith(f"| {measure.title}") for row in rows)
+            assert f"**{measure.title}**: {measure.definition}" in text
+        assert len(
+            [r for r in rows if re.search(r"\| (plain|guided) \|", r)]
+        ) >= 2 * len(attribution.METHODS)
+        assert sum("**ours: L^c of the guided model**" in row for row in rows) == 1
+
+    def test_percent_and_missing_values(self):
+        entry = {"mean": 0.1234, "low": 0.1, "high": float("nan")}
+        assert report._with_interval("drop", entry) == "12.3 [10.0, –]"
+        assert report._with_interval("iou", entry) == "0.123 [0.100, –]"
+        assert report._with_interval("iou", None) == "–"
+
+    def test_localisation_can_be_absent(self, evaluated):
+        results = json.loads(json.dumps(evaluated[2]))
+        local = {k for k, m in MEASURES.items() if m.group == "Localisation"}
+        rows = [
+            *results["phases"].values(),
+            *(r["measures"] for r in results["methods"]),
+        ]
+        for row in rows:
+            for key in local & row.keys():
+                del row[key]
+        results["notes"] = ["split x has neither boxes nor masks"]
+        text = report.markdown(results)
+        assert "neither boxes" in text and "pointing" not in text
+        assert "AD %" in text
+
+
+class TestPage:
+    def test_needs_nothing_but_itself(self, page):
+        text = page.read_text()
+        assert page.stat().st_size < 6e6
+        assert "{{" not in text
+        sources = re.findall(r"""(?:src|href)=["']?([^"' >]*)""", text)
+        assert sources
+        assert all(s.startswith(("data:", "#")) for s in sources)
+        assert not re.search(r"https?://(?!www\.w3\.org)|@import|url\(", text)
+
+    def test_holds_tables_curves_pictures_and_the_command(self, page):
+        text = page.read_text()
+        assert text.count("<figure><h3>") == 3
+        assert 'aria-label="loss"' in text and 'aria-label="accuracy"' in text
+        assert "python -m train --config=configs/" in text
+        for name in ("before_after.png", "suppression.png", "deletion.png"):
+            assert (page.parent / name).stat().st_size > 10_000
+
+    def test_notes_are_escaped(self, evaluated, page, monkeypatch):
+        monkeypatch.setattr(report, "_draw_figures", lambda *_: "")
+        monkeypatch.setattr(report, "gallery", lambda *_: [])
+        run, source, results, per_example = evaluated
+        renamed = json.loads(json.dumps(results))
+        renamed["notes"] = ["<img src=x> & co"]
+        before = page.read_text()
+        try:
+            report.write_report(run, source, renamed, per_example)
+            text = page.read_text()
+        finally:
+            page.write_text(before)
+        assert "&lt;img src=x&gt; &amp; co" in text and "<img src=x>" not in text
+
+    def test_gallery_says_what_was_measured(self, evaluated, page):
+        _, source, _, per_example = evaluated
+        data = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
+        entries = json.loads(data.replace("<\\/", "</"))
+        assert {entry["index"] for entry in entries} == set(range(len(source)))
+        for entry in entries:
+            i = entry["index"]
+            assert entry["label"] == source[i]["label"]
+            assert entry["right"] == [
+                per_example[f"{p}/accuracy"][i] > 0 for p in ("plain", "guided")
+            ]
+            np.testing.assert_allclose(
+                entry["share"],
+                [per_example[f"{p}/box_share"][i] for p in ("plain", "guided")],
+                atol=6e-4,  # rounded to three digits
+            )
+
+
+class TestCharts:
+    def test_ticks_are_round_and_cover(self):
+        assert report._ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert report._ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert report._ticks(2.0, 2600.0)[-1] == 3000.0
+
+    def test_gaps_and_single_points_are_drawn(self):
+        svg = report._chart(
+            "t",
+            "x",
+            [(0, "a", True, [(0, 1.0), (1, None), (2, float("nan")), (3, 2.0)])],
+        )
+        assert svg.count("<circle") == 2 and "nan" not in svg
+        assert "<svg" in report._chart("t", "x", [(0, "a", False, [(5, 1.0)])])
+
+    def test_later_phases_start_where_theirs_began(self, evaluated):
+        # plain ends at step 8, guided's last is 8 + 8: a tick at 15 must be there.
+        assert re.search(r">15</text>", report._training_charts(evaluated[0]))
+
+
+class TestCommand:
+    def test_quickstart_is_named_plainly(self):
+        command = report.reproducing_command(quickstart.get_config(), "runs/quickstart")
+        assert command.splitlines() == [
+            "python -m train --config=configs/quickstart.py --workdir=runs/quickstart",
+            "python -m train.evaluate --workdir runs/quickstart",
+        ]
+
+    def test_changed_fields_are_given(self):
+        config = quickstart.get_config()
+        config.guided.mu = 4.5
+        config.phases = ("plain", "guided")
+        command = report.reproducing_command(config, "runs/x")
+        words = shlex.split(command)
+        changed = dict(re.findall(r"--config\.(\S+?)=(.+)", "\n".join(words)))
+        assert changed.keys() == {"guided.mu", "phases"}
+        assert changed["guided.mu"] == "4.5"
+        assert ast.literal_eval(changed["phases"]) == ("plain", "guided")
+
+
+class TestOverlay:
+    def test_heat_lies_where_the_map_is(self):
+        image = np.full((24, 24, 3), 100, np.uint8)
+        heat = np.zeros((24, 24))
+        heat[6:10, 14:18] = 1.0
+        change = np.abs(
+            figures.overlay(image, heat).astype(int)
+            - figures.overlay(image, 0.0 * heat).astype(int)
+        ).sum(axis=-1)
+        peak = np.unravel_index(change.argmax(), change.shape)
+        assert 36 <= peak[0] < 60 and 84 <= peak[1] < 108  # six times as large
+
+    def test_box_is_drawn_around_the_object(self):
+        image = np.zeros((24, 24, 3), np.uint8)
+        picture = figures.overlay(image, None, bbox=(0.25, 0.5, 0.75, 1.0))
+        rows, columns = np.nonzero(picture.sum(axis=-1))
+        assert (rows.min(), rows.max()) == (36, 107)
+        assert (columns.min(), columns.max()) == (72, 143)
+
+    def test_large_images_shrink(self):
+        image = np.zeros((300, 600, 3), np.uint8)
+        assert figures.overlay(image, np.zeros((300, 600))).shape == (144, 288, 3)
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")
+class TestBrowser:
+    @pytest.fixture
+    def browser(self, page, tmp_path):
+        webdriver = pytest.importorskip("selenium.webdriver")
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={tmp_path}",
+        ):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+        driver.get(page.as_uri())
+        yield driver
+        messages = driver.get_log("browser")
+        driver.quit()
+        assert messages == []
+
+    def test_a_heading_sorts_its_column_both_ways(self, browser):
+        heads = browser.find_elements("css selector", "table.sortable thead button")
+        column = 2  # AD
+
+        def values():
+            cells = browser.find_elements(
+                "css selector", f"table.sortable tbody td:nth-child({column + 1})"
+            )
+            return [float(cell.get_attribute("data-value")) for cell in cells]
+
+        before = values()
+        heads[column].click()
+        assert values() == sorted(before)
+        heads[column].click()
+        assert values() == sorted(before, reverse=True)
+        heads[0].click()  # by name: the numbers move along
+        assert sorted(values()) == sorted(before)
+
+    def test_gallery_filters_and_sorts(self, browser, evaluated):
+        _, _, _, per_example = evaluated
+        fixed = (per_example["plain/accuracy"] == 0) & (
+            per_example["guided/accuracy"] == 1
+        )
+
+        def cards():
+            return browser.find_elements("css selector", ".card")
+
+        assert len(cards()) == 11
+        choose = (
+            "arguments[0].value = arguments[1];"
+            "arguments[0].dispatchEvent(new Event('change'))"
+        )
+        element = browser.find_element("id", "order")
+        browser.execute_script(choose, element, "moved")
+        moved = np.abs(per_example["guided/box_share"] - per_example["plain/box_share"])
+        assert f"#{int(moved.argmax())}" in cards()[0].text
+        element = browser.find_element("id", "filter")
+        browser.execute_script(choose, element, "fixed")
+        assert len(cards()) == fixed.sum()
+
+    def test_the_slider_moves_the_line(self, browser):
+        browser.execute_script(
+            "const s=document.getElementById('slider');s.value=100;"
+            "s.dispatchEvent(new Event('input'))"
+        )
+        cut = "return getComputedStyle(document.querySelector('.stack'))"
+        cut += ".getPropertyValue('--cut')"
+        assert browser.execute_script(cut) == "0%"  # all of it is after
+
+    @pytest.mark.parametrize("width", [400, 1280])
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_fits_phone_and_desk_in_light_and_dark(self, browser, width, scheme):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            dict(width=width, height=800, deviceScaleFactor=1, mobile=width < 600),
+        )
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            dict(features=[dict(name="prefers-color-scheme", value=scheme)]),
+        )
+        overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+        assert browser.execute_script(overflow) <= 0
+        background = browser.execute_script(
+            "return getComputedStyle(document.body).backgroundColor"
+        )
+        level = int(re.search(r"\d+", background)[0])
+        assert level < 60 if scheme == "dark" else level > 200
