@@ -18,16 +18,20 @@ def photo_digits_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compile_cache(tmp_path_factory):
-    """Programs compiled by one run are there for the next, as for a restarted one."""
+    """Programs compiled by one run are there for the next, as for a restarted one.
+
+    They are compiled without LLVM's slower passes.
+    """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     options = {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
-    before = {name: getattr(jax.config, name) for name in options}
+    before = {name: jax.config.values[name] for name in options}
     for name, value in options.items():
         jax.config.update(name, value)
     yield

@@ -1,0 +1,255 @@
+"""The real data sets' configurations, on tiny data of the real feature specifications.
+
+Prepared as array_record by stand-ins of tfds's builders, read by name, trained for two
+steps through the real loop; smaller are only the images and the networks.
+"""
+
+import importlib
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import tiny_run
+from train import loop, prepare
+from train.check import check_config
+from train.data import pipeline
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+ROOT = Path(__file__).parents[1]
+SMALL_RESNET = {"stage_sizes": (1, 1), "num_filters": 4}
+SMALL_VGG = {"stage_widths": (4, 4, 8, 8, 8), "dense_features": 16}
+# config: (what is made smaller in the network, image size)
+CONFIGS = {
+    "imagenet_resnet50": (SMALL_RESNET, 64),
+    "imagenet_vgg16": (SMALL_VGG, 64),
+    "cifar10_resnet18": (SMALL_RESNET, 32),
+    "cub_resnet50": (SMALL_RESNET, 64),
+    "pets_resnet50": (SMALL_RESNET, 64),
+}
+
+
+def encode(array, format):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format)
+    return buffer.getvalue()
+
+
+def features_of(name):
+    """The feature specification of the real builder, as far as it is public."""
+    import tensorflow_datasets as tfds
+
+    f = tfds.features
+    jpeg = f.Image(encoding_format="jpeg")
+    mask = f.Image(shape=(None, None, 1))
+    return {
+        "imagenet2012": {
+            "image": jpeg,
+            "label": f.ClassLabel(num_classes=1000),
+            "file_name": f.Text(),
+        },
+        "cifar10": {
+            "id": f.Text(),
+            "image": f.Image(shape=(32, 32, 3)),
+            "label": f.ClassLabel(num_classes=10),
+        },
+        "caltech_birds2011": {
+            "image": f.Image(),
+            "image/filename": f.Text(),
+            "label": f.ClassLabel(num_classes=200),
+            "label_name": f.Text(),
+            "bbox": f.BBoxFeature(),
+            "segmentation_mask": mask,
+        },
+        "oxford_iiit_pet": {
+            "image": f.Image(),
+            "label": f.ClassLabel(num_classes=37),
+            "species": f.ClassLabel(num_classes=2),
+            "file_name": f.Text(),
+            "segmentation_mask": f.Image(shape=(None, None, 1), use_colormap=True),
+            "head_bbox": f.BBoxFeature(),
+        },
+    }[name]
+
+
+def examples(name, num):
+    import tensorflow_datasets as tfds
+
+    generator = np.random.default_rng(0)
+    features = features_of(name)
+    for i in range(num):
+        size = (32, 32) if name == "cifar10" else tuple(generator.integers(80, 140, 2))
+        image = generator.integers(0, 256, (*size, 3), np.uint8)
+        mask = np.full(size, 2 if "pet" in name else 51, np.uint8)
+        mask[size[0] // 4 : -size[0] // 4, size[1] // 4 : -size[1] // 4] = (
+            1 if "pet" in name else 204
+        )
+        if "pet" in name:
+            mask[: size[0] // 8] = 3
+        known = {
+            "image": encode(image, "png" if name == "cifar10" else "jpeg"),
+            "label": i % 10,
+            "species": i % 2,
+            "bbox": tfds.features.BBox(0.2, 0.2, 0.8, 0.8),
+            "head_bbox": tfds.features.BBox(0.3, 0.3, 0.5, 0.5),
+            "segmentation_mask": encode(mask, "png"),
+        }
+        yield f"{i}", {key: known.get(key, f"{key} {i}") for key in features}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """The four data sets with 40 examples for training and 8 for each other split."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("real")
+    splits = {"imagenet2012": ("validation",)}
+    for dataset in ("imagenet2012", "cifar10", "caltech_birds2011", "oxford_iiit_pet"):
+
+        class StandIn(
+            tfds.core.GeneratorBasedBuilder, skip_registration=True
+        ):  # under the real name, which only the registry would refuse
+            name = dataset
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict(features_of(self.name)),
+                )
+
+            def _split_generators(self, dl_manager):
+                return {
+                    "train": self._generate_examples(40),
+                    **{
+                        split: self._generate_examples(8)
+                        for split in splits.get(self.name, ("test",))
+                    },
+                }
+
+            def _generate_examples(self, num):
+                return examples(self.name, num)
+
+        StandIn(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def make_config(name, data_dir):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    check_config(config)  # as it is, before anything is made smaller
+    options, size = CONFIGS[name]
+    with config.unlocked():
+        config.model_options.update(options)
+    config.data_dir = str(data_dir)
+    config.image_size = size
+    config.batch_size = 16
+    config.train_split = "train[:80%]"
+    if "train" in config.validation_split:
+        config.validation_split = "train[80%:]"
+    config.num_threads = 1
+    config.num_workers = 0
+    config.phases = ("guided",)
+    config.guided.init = "random"
+    config.guided.num_epochs = 1.0
+    config.guided.warmup_epochs = 0.0
+    config.guided.bottleneck.num_steps = 2
+    config.guided.bottleneck.num_samples = 1
+    config.progress = False
+    config.tensorboard = False
+    return config
+
+
+class TestConfigs:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_trains_two_steps_through_the_real_path(self, name, data_dir, tmp_path):
+        config = make_config(name, data_dir)
+        check_config(config)
+        data = loop.load_data(config)
+        example = data.train[0]
+        assert ("bbox" in example) == (name == "cub_resnet50")
+        assert ("mask" in example) == (name in ("cub_resnet50", "pets_resnet50"))
+        if "mask" in example:
+            # The inner half each way, whatever the values of the rest are.
+            assert 0.2 < np.mean(example["mask"]) < 0.3
+        state = loop.train_phase(
+            config, "guided", {}, data, tmp_path, threading.Event()
+        )
+        assert int(state.step) == 2
+        assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
+        chex.assert_type(jax.tree.leaves(state.params), np.float32)
+        assert (tmp_path / "checkpoints" / "guided" / "2").is_dir()
+
+
+class TestPretrained:
+    def test_phase_starts_from_the_file_but_for_another_head(
+        self, photo_digits_dir, tmp_path, monkeypatch
+    ):
+        """Weights of 5 classes into a network of 10: all layers but the last."""
+        from ibsgl_jax import pretrained
+
+        config = tiny_run.make_guided_config(photo_digits_dir)
+        config.guided.init = "pretrained"
+        config.pretrained = "weights.pth"
+        other = loop.make_model(config, 5)
+        images = np.zeros((1, 48, 48, 3), np.float32)
+        variables = other.init(jax.random.key(3), images)
+        asked = []
+
+        def load(name, path):
+            asked.append((name, path))
+            return other, variables
+
+        monkeypatch.setattr(pretrained, "load", load)
+        model = loop.make_model(config, 10)
+        tx = loop.states.make_optimizer(config.optimizer, lambda step: 0.1)
+        state = loop._initial_state(config, config.guided, {}, model, tx)
+        assert asked == [("small_resnet", "weights.pth")]
+        for layer in variables["params"]:
+            if layer != "fc":
+                chex.assert_trees_all_equal(
+                    state.params[layer], variables["params"][layer]
+                )
+        assert state.params["fc"]["kernel"].shape[1] == 10
+        config.model_options.num_filters = 4
+        model = loop.make_model(config, 10)
+        with pytest.raises(loop.ConfigError, match="does not fit small_resnet"):
+            loop._initial_state(config, config.guided, {}, model, tx)
+
+
+class TestPrepare:
+    def test_says_what_lies_there(self, data_dir):
+        text = prepare.prepare("cifar10", data_dir)
+        assert text.startswith("cifar10 is prepared in") and "\n" not in text
+
+    def test_says_what_is_missing(self, tmp_path):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "train.prepare",
+                "cifar10",
+                f"--data_dir={tmp_path}",
+            ],
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        (line,) = done.stderr.strip().splitlines()
+        assert "needs TensorFlow" in line and "pip install tensorflow-cpu" in line
+
+    def test_names_the_files_to_fetch_by_hand(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
+        with pytest.raises(pipeline.DatasetError, match="ILSVRC2012_img_train.tar"):
+            prepare.prepare("imagenet2012", tmp_path)
