@@ -21,6 +21,23 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/NAME, after the config's file, if absent."
 )
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost",
+    False,
+    "Run as one of several processes. TPU pods, Slurm, MPI and Kubernetes are "
+    "detected; elsewhere give the next three flags.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT that process 0 listens on."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "FIRST:LAST step of each phase to write a profiler trace of, such as 10:20; it "
+    "goes to profile/ in the workdir.",
+)
 
 
 def main(argv):
@@ -37,15 +54,21 @@ def main(argv):
 
     from train import loop
 
+    try:
+        profile = parse_window(_PROFILE.value)
+        initialize()
+    except (ValueError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     workdir = _WORKDIR.value
     if workdir is None:
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = Path("runs") / Path(name.split(":")[0]).stem
-    print(
-        f"{workdir}: {jax.device_count()} x {jax.devices()[0].device_kind}", flush=True
-    )
+    if jax.process_index() == 0:
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        print(f"{workdir}: {devices}", flush=True)
     try:
-        loop.train_and_evaluate(_CONFIG.value, workdir)
+        loop.train_and_evaluate(_CONFIG.value, workdir, profile=profile)
     except ValueError as error:
         # ConfigError, DatasetError and CheckpointError say one line each.
         if type(error) is ValueError:
@@ -59,6 +82,33 @@ def main(argv):
         print(stopped, file=sys.stderr)
         return 0
     return 0
+
+
+def initialize():
+    """Join the other processes, if the flags say that there are any."""
+    import jax
+
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not _MULTIHOST.value:
+        if any(value is not None for value in explicit):
+            raise ValueError("--coordinator and its kin need --multihost")
+        return
+    if None in explicit and any(value is not None for value in explicit):
+        raise ValueError(
+            "give --coordinator, --num_processes and --process_id together"
+        )
+    # Without them jax asks the cluster's environment, and says so if there is none.
+    jax.distributed.initialize(*explicit)
+
+
+def parse_window(text):
+    """ "10:20" -> (10, 20); None stays None."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"--profile={text}: give FIRST:LAST, such as 10:20")
+    return int(first), int(last)
 
 
 def parse_flags(argv):

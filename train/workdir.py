@@ -52,9 +52,26 @@ def claim(workdir: Path, config):
       ConfigError: another process is running there, or the folder belongs to a run of
         another configuration (the message names the fields that differ).
     """
-    if jax.process_index() != 0:
+    with contextlib.ExitStack() as opened:
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                opened.enter_context(_claim(workdir, config))
+            except ConfigError as error:
+                refusal = error
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            refused = multihost_utils.broadcast_one_to_all(refusal is not None)
+            if refused and refusal is None:
+                refusal = ConfigError("process 0 refused the workdir; see its message")
+        if refusal:
+            raise refusal
         yield
-        return
+
+
+@contextlib.contextmanager
+def _claim(workdir: Path, config):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = open(workdir / ".lock", "a")
