@@ -6,13 +6,12 @@ that cannot be read do not keep the others from being explained.
 
 import argparse
 import difflib
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +19,14 @@ import numpy as np
 
 from ibsgl_jax import (
     attribution,
+    command_inputs,
     export,
-    feature_stats,
-    imagenet_classes,
     images,
     models,
     pretrained,
     tapping,
 )
-from ibsgl_jax.bottleneck import BottleneckConfig
+from ibsgl_jax.command_inputs import CommandError
 from ibsgl_jax.images import ImageError
 
 METHOD_TITLES = {
@@ -45,31 +43,6 @@ METHOD_TITLES = {
     "random": "Random (control)",
 }
 SHEET_ROWS = 10
-FEW_PHOTOS = 100
-
-
-class CommandError(ValueError):
-    """What the user has to mend, in one line."""
-
-
-class LoadedModel(NamedTuple):
-    """A classifier with everything that photos need.
-
-    Attributes:
-      name: for people and for the JSON.
-      model: a Linen module.
-      variables: its parameters and batch statistics.
-      class_names: C names.
-      preprocessing: as ``pretrained.preprocessing`` returns.
-      weights_path: the file the weights came from, or None.
-    """
-
-    name: str
-    model: Any
-    variables: Any
-    class_names: Sequence[str]
-    preprocessing: Any
-    weights_path: Path | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except (CommandError, ImageError) as error:
-        _end_progress()
+        command_inputs.end_progress()
         print(f"ibsgl: {error}", file=sys.stderr)
         return 2
 
@@ -176,18 +149,20 @@ def _explain(arguments: argparse.Namespace) -> int:
     if not paths:
         return _report(failures, "no photo to explain")
     out = _make_folder(arguments.out)
-    loaded = _load_model(arguments)
+    loaded = command_inputs.load_model(arguments)
     target = _parse_class(arguments.target, loaded.class_names)
-    features_fn, head_fn = _split(loaded, arguments.layer)
+    features_fn, head_fn = command_inputs.split_model(loaded, arguments.layer)
 
     def blocks(paths):
-        return _read_blocks(
+        return command_inputs.read_blocks(
             paths, loaded, arguments.fit, min(arguments.chunk_size, len(paths))
         )
 
     moments, stats_source = None, None
     if "ib" in methods:
-        moments, stats_source = _moments(arguments, loaded, features_fn, paths, blocks)
+        moments, stats_source = command_inputs.feature_moments(
+            arguments, loaded, features_fn, paths, blocks
+        )
     explain_fn = _make_explain_fn(
         methods, loaded, features_fn, head_fn, moments, arguments.seed, target
     )
@@ -227,7 +202,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             if len(rows) == SHEET_ROWS:
                 _write_sheet(out, len(photos), rows)
         num_done += len(block.photos) + len(block.failures)
-        _progress(f"explained {num_done} of {len(paths)} photos")
+        command_inputs.show_progress(f"explained {num_done} of {len(paths)} photos")
     if rows:
         _write_sheet(out, len(photos), rows)
     if photos:
@@ -246,7 +221,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     }
     text = json.dumps(explanation, indent=2) + "\n"
     _write(out / "explanation.json", lambda path: path.write_text(text))
-    _end_progress()
+    command_inputs.end_progress()
     print(f"{len(photos)} photos explained in {out}")
     return _report(failures, f"{len(failures)} not explained")
 
@@ -348,101 +323,6 @@ def _write_sheet(out: Path, num_photos: int, rows: list) -> None:
     rows.clear()
 
 
-def _load_model(arguments: argparse.Namespace) -> LoadedModel:
-    if arguments.checkpoint is not None:
-        return _load_checkpoint(Path(arguments.checkpoint))
-    if arguments.model not in models.MODELS:
-        near = difflib.get_close_matches(arguments.model, models.MODELS, cutoff=0.4)
-        raise CommandError(
-            f"no model {arguments.model!r}; nearest names: "
-            f"{', '.join(near or models.MODELS)}"
-        )
-    try:
-        model, variables = pretrained.load(arguments.model, arguments.weights)
-        preprocessing = pretrained.preprocessing(arguments.model)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CommandError(f"--weights {arguments.weights}: {reason}") from None
-    weights_path = Path(arguments.weights) if arguments.weights else None
-    return LoadedModel(
-        name=arguments.model,
-        model=model,
-        variables=variables,
-        class_names=_class_names(model.num_classes),
-        preprocessing=preprocessing,
-        weights_path=weights_path,
-    )
-
-
-def _load_checkpoint(folder: Path) -> LoadedModel:
-    """A model that ``python -m train`` left in ``folder``."""
-    if not folder.is_dir():
-        raise CommandError(f"--checkpoint {folder}: no such folder")
-    raise CommandError(f"--checkpoint {folder}: no run of `python -m train` is there")
-
-
-def _class_names(num_classes: int) -> list[str]:
-    if num_classes == 1000:
-        try:
-            return imagenet_classes.names()
-        except ValueError as error:
-            _warn(str(error))
-    return [f"class {i}" for i in range(num_classes)]
-
-
-def _split(loaded: LoadedModel, layer: str | None) -> tuple[Callable, Callable]:
-    """features_fn and head_fn, as pytrees that carry the weights."""
-    model, variables = loaded.model, loaded.variables
-    if layer is None:
-        # The weights as arguments of the compiled function, not constants inside it.
-        features_fn = jax.tree_util.Partial(
-            lambda variables, x: model.apply(variables, x, method="features"), variables
-        )
-        return features_fn, models.make_head_fn(model, variables)
-    size = loaded.preprocessing.size
-    try:
-        return tapping.linen(model, variables, layer, image_shape=(size, size, 3))
-    except ValueError as error:
-        raise CommandError(f"--layer: {error}") from None
-
-
-class Block(NamedTuple):
-    """Some photos read together.
-
-    Attributes:
-      photos: (path, Photo) of those that could be read.
-      pixels: float32 [N, size, size, 3], N the same for all blocks; past the photos
-        it repeats the last one.
-      failures: one line for each of the others.
-    """
-
-    photos: list[tuple[Path, images.Photo]]
-    pixels: np.ndarray | None
-    failures: list[str]
-
-
-def _read_blocks(
-    paths: Sequence[Path], loaded: LoadedModel, fit: str, block_size: int
-) -> Iterator[Block]:
-    for start in range(0, len(paths), block_size):
-        photos, failures = [], []
-        for path in paths[start : start + block_size]:
-            try:
-                image = images.read(path)
-                photos.append(
-                    (path, images.prepare(image, loaded.preprocessing, fit=fit))
-                )
-            except ImageError as error:
-                failures.append(str(error))
-        pixels = None
-        if photos:
-            pixels = [photo.pixels for _, photo in photos]
-            pixels = np.stack(pixels + pixels[-1:] * (block_size - len(pixels)))
-        yield Block(photos, pixels, failures)
-
-
 def _make_explain_fn(
     methods, loaded, features_fn, head_fn, moments, seed, target
 ) -> Callable:
@@ -471,6 +351,7 @@ def _make_explain_fn(
                 key=key,
                 moments=moments,
                 tapped_fn=tapped_fn,
+                **command_inputs.method_options(method, head_fn),
             )
             maps[method] = attribution_fn(pixels, classes)
         return logits, classes, maps
@@ -481,125 +362,6 @@ def _make_explain_fn(
         return jax.tree.map(np.asarray, results)
 
     return explain_fn
-
-
-def _moments(arguments, loaded, features_fn, paths, blocks):
-    """Moments for the bottleneck, and where they come from."""
-    if arguments.stats is None:
-        cached = _read_cached(arguments, loaded)
-        if cached is not None:
-            return cached
-        if len(paths) < FEW_PHOTOS:
-            _warn(
-                f"feature statistics come from {len(paths)} of your own photos; "
-                "--stats FOLDER with some hundreds of typical ones gives truer maps"
-            )
-        return _measure(features_fn, blocks(paths)), "the given photos"
-    folder = Path(arguments.stats)
-    if not folder.is_dir():
-        raise CommandError(f"--stats {folder}: no such folder")
-    stats_paths, _ = images.find([str(folder)])
-    if not stats_paths:
-        raise CommandError(f"--stats {folder}: no images in this folder")
-    listing = [
-        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in stats_paths
-    ]
-    fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-    source = f"{folder.resolve()} ({len(stats_paths)} files)"
-    cached = _read_cached(arguments, loaded, fingerprint)
-    if cached is not None:
-        return cached
-
-    def counted():
-        num_done = 0
-        for block in blocks(stats_paths):
-            num_done += len(block.photos) + len(block.failures)
-            for failure in block.failures:
-                _warn(f"left out of the statistics: {failure}")
-            _progress(f"statistics of {num_done} of {len(stats_paths)} photos")
-            yield block
-
-    moments = _measure(features_fn, counted())
-    _write_cached(arguments, loaded, fingerprint, source, moments)
-    return moments, source
-
-
-def _measure(features_fn, blocks) -> feature_stats.Moments:
-    @jax.jit
-    def update(features_fn, state, pixels, mask):
-        return feature_stats.update(state, features_fn(pixels), mask)
-
-    state = None
-    for block in blocks:
-        if block.photos:
-            mask = np.arange(len(block.pixels)) < len(block.photos)
-            if state is None:
-                shape = jax.eval_shape(features_fn, block.pixels).shape
-                state = feature_stats.init(shape[1:])
-            state = update(features_fn, state, block.pixels, mask)
-    if state is None:
-        raise CommandError("no photo could be read for the feature statistics")
-    moments = feature_stats.moments(
-        state, active_threshold=BottleneckConfig().active_threshold
-    )
-    if not np.all(np.isfinite(moments.mean)):
-        raise CommandError(
-            "the features of the photos are not finite numbers: weights with NaN, or "
-            "of another model?"
-        )
-    return moments
-
-
-def _cache_paths(arguments, loaded: LoadedModel) -> list[Path]:
-    """Where statistics may be kept: beside the weights, else the user's cache."""
-    layer = (arguments.layer or "last").replace("/", ".")
-    fit = getattr(arguments, "fit", "crop")
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(loaded.variables):
-        digest.update(np.asarray(leaf).tobytes())
-    name = f"{loaded.name}.{layer}.{fit}.{digest.hexdigest()[:12]}.stats.npz"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folders = [Path(home) / "ibsgl_jax"]
-    beside = arguments.checkpoint or (
-        loaded.weights_path and loaded.weights_path.parent
-    )
-    if beside:
-        folders.insert(0, Path(beside))
-    return [folder / name for folder in folders]
-
-
-def _read_cached(arguments, loaded, fingerprint: str | None = None):
-    """(moments, source) from an earlier --stats of these weights and layer, or None."""
-    for path in _cache_paths(arguments, loaded):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                if fingerprint not in (None, str(arrays["fingerprint"])):
-                    continue
-                moments = feature_stats.Moments(
-                    *(jnp.asarray(arrays[name]) for name in ("mean", "std", "active"))
-                )
-                source = f"{arrays['source']}, remembered in {path}"
-        except Exception:  # absent, damaged or of another version: measured anew
-            continue
-        _progress(f"feature statistics of {source}")
-        return moments, source
-    return None
-
-
-def _write_cached(arguments, loaded, fingerprint, source, moments) -> None:
-    arrays = {name: np.asarray(x) for name, x in moments._asdict().items()}
-    paths = _cache_paths(arguments, loaded)
-    for path in paths:
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(partial, fingerprint=fingerprint, source=source, **arrays)
-            os.replace(partial, path)
-        except OSError:
-            continue
-        return
-    _warn(f"the statistics are not remembered: {paths[-1].parent} cannot be written")
 
 
 def _describe(path, photo, logits, probabilities, target, loaded) -> dict:
@@ -632,7 +394,7 @@ def _free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _not_finite(loaded: LoadedModel) -> str:
+def _not_finite(loaded: command_inputs.LoadedModel) -> str:
     return (
         f"{loaded.name} answers with NaN or infinite logits: damaged weights, or those "
         "of another model?"
@@ -669,20 +431,23 @@ def _export(arguments: argparse.Namespace) -> int:
     (method,) = methods
     out = Path(arguments.out)
     _make_folder(str(out.parent))
-    loaded = _load_model(arguments)
-    features_fn, head_fn = _split(loaded, arguments.layer)
+    loaded = command_inputs.load_model(arguments)
+    features_fn, head_fn = command_inputs.split_model(loaded, arguments.layer)
     moments = None
     if method == "ib":
-        if arguments.stats is None and _read_cached(arguments, loaded) is None:
+        known = command_inputs.known_moments(arguments, loaded)
+        if arguments.stats is None and known is None:
             raise CommandError(
                 "the bottleneck needs feature statistics: give --stats FOLDER"
             )
 
         def blocks(paths):
             size = min(arguments.chunk_size, len(paths))
-            return _read_blocks(paths, loaded, "crop", size)
+            return command_inputs.read_blocks(paths, loaded, "crop", size)
 
-        moments, _ = _moments(arguments, loaded, features_fn, [], blocks)
+        moments, _ = command_inputs.feature_moments(
+            arguments, loaded, features_fn, [], blocks
+        )
     tapped_fn = None
     if method == "full_grad":
         tapped_fn = attribution.make_tapped_fn(loaded.model, loaded.variables)
@@ -693,10 +458,11 @@ def _export(arguments: argparse.Namespace) -> int:
         key=jax.random.key(arguments.seed),
         moments=moments,
         tapped_fn=tapped_fn,
+        **command_inputs.method_options(method, head_fn),
     )
     preprocessing = loaded.preprocessing
     size = preprocessing.size
-    _progress("exporting")
+    command_inputs.show_progress("exporting")
     blob = export.export_attribution(
         attribution_fn,
         lambda x: head_fn(features_fn(x)),
@@ -717,21 +483,3 @@ def _export(arguments: argparse.Namespace) -> int:
     print(f"{out}: {len(blob) / 1e6:.1f} MB. To run it anywhere jax is installed:\n")
     print(export.RECIPE.format(path=str(out), size=size))
     return 0
-
-
-def _warn(text: str) -> None:
-    _end_progress()
-    print(f"ibsgl: warning: {text}", file=sys.stderr)
-
-
-def _progress(text: str) -> None:
-    """A line that the next one replaces, on a terminal; a plain line elsewhere."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr)
-
-
-def _end_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)

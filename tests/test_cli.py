@@ -12,7 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ibsgl_jax import attribution, cli, feature_stats, images, models, pretrained
+from ibsgl_jax import (
+    attribution,
+    cli,
+    command_inputs,
+    feature_stats,
+    images,
+    models,
+    pretrained,
+    trained,
+)
+from ibsgl_jax.bottleneck import BottleneckConfig
 from tests.test_images import black_png, gradient_image, jpeg_bytes
 
 PREPROCESSING = pretrained.Preprocessing(48, 54, (0.5,) * 3, (0.25,) * 3)
@@ -38,7 +48,7 @@ def loaded():
         ),
         jax.eval_shape(model.init, jax.random.key(0), image),
     )
-    return cli.LoadedModel(
+    return command_inputs.LoadedModel(
         "tiny_resnet", model, variables, CLASS_NAMES, PREPROCESSING, None
     )
 
@@ -46,7 +56,7 @@ def loaded():
 @pytest.fixture
 def run(loaded, monkeypatch, capsys, tmp_path):
     """run(*arguments) -> (status, stdout, stderr), with the small model."""
-    monkeypatch.setattr(cli, "_load_model", lambda arguments: loaded)
+    monkeypatch.setattr(command_inputs, "load_model", lambda arguments: loaded)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*arguments):
@@ -120,7 +130,8 @@ class TestExplain:
             state = feature_stats.init(features.shape[1:])
             moments = feature_stats.moments(feature_stats.update(state, features))
             make_fn = attribution.make_attribution_fn
-            options = dict(key=jax.random.key(0), moments=moments)
+            config = BottleneckConfig(num_steps=20)  # for a pooled linear head
+            options = dict(key=jax.random.key(0), moments=moments, config=config)
             return {
                 "hirescam": make_fn("hirescam", features_fn, head_fn)(pixels),
                 "ib": make_fn("ib", features_fn, head_fn, **options)(pixels),
@@ -193,7 +204,7 @@ class TestStatistics:
         weights = tmp_path / "weights" / "net.npz"
         weights.parent.mkdir()
         beside = loaded._replace(weights_path=weights)
-        monkeypatch.setattr(cli, "_load_model", lambda arguments: beside)
+        monkeypatch.setattr(command_inputs, "load_model", lambda arguments: beside)
         explain = ("explain", photos / "photo0.png", "--method", "ib")
 
         def maps_of(name, *more):
@@ -227,7 +238,7 @@ class TestStatistics:
         assert "statistics of 4 of 4 photos" in stderr
         np.testing.assert_array_equal(mended, changed)
         other_layer = argparse.Namespace(layer="layer1_0", checkpoint=None)
-        cached = cli._read_cached(other_layer, beside)
+        cached = command_inputs.read_cached(other_layer, beside)
         assert cached is None  # another layer has statistics of its own
 
     def test_go_to_the_cache_folder_else(self, run, photos, tmp_path):
@@ -323,7 +334,7 @@ class TestBadInput:
         spoilt = loaded._replace(
             variables=jax.tree_util.tree_map_with_path(spoil, loaded.variables)
         )
-        monkeypatch.setattr(cli, "_load_model", lambda arguments: spoilt)
+        monkeypatch.setattr(command_inputs, "load_model", lambda arguments: spoilt)
         status, _, stderr = run(
             *("explain", photos, "--method", method, "--out", tmp_path / "out")
         )
@@ -336,6 +347,38 @@ class TestBadInput:
         assert "no photo to explain" in stderr
         assert "a.jpg: no such file" in stderr and "*.png: no file matches" in stderr
 
+    def test_checkpoint_of_a_training_run(self, photos, tmp_path, capsys):
+        model = models.create("small_resnet", num_classes=4)
+        image = jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32)
+        variables = jax.tree.map(
+            lambda leaf: jnp.full(leaf.shape, 0.1),
+            jax.eval_shape(model.init, jax.random.key(0), image),
+        )
+        stats = feature_stats.update(
+            feature_stats.init((8, 8, 64)),
+            jax.random.uniform(jax.random.key(0), (4, 8, 8, 64)),
+        )
+        trained.save(
+            tmp_path / "run" / "models" / "guided.npz",
+            variables,
+            model_name="small_resnet",
+            model_options={},
+            num_classes=4,
+            preprocessing=PREPROCESSING,
+            class_names=["one", "two", "three", "four"],
+            stats=stats,
+        )
+        status = cli.main(
+            ["explain", str(photos / "photo0.png"), "--method", "ib,hirescam"]
+            + ["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+        )
+        assert status == 0, capsys.readouterr().err
+        told = explanation(tmp_path / "out")
+        assert told["model"] == "small_resnet (guided)"
+        assert told["feature_statistics"] == "the model's training"
+        assert told["photos"][0]["class"]["name"] in ("one", "two", "three", "four")
+        assert np.load(tmp_path / "out" / "maps.npz")["ib"].shape == (1, 48, 48)
+
     @pytest.mark.parametrize(
         "arguments, line",
         [
@@ -345,8 +388,8 @@ class TestBadInput:
             (("--weights", "{folder}/none.npz"), "none.npz: No such file"),
             (("--weights", "{folder}/w.npz"), "w.npz: .*not weights of efficientnet"),
             (("--weights", "{folder}/w.txt"), "weights end in"),
-            (("--checkpoint", "{folder}/run"), "run: no such folder"),
-            (("--checkpoint", "{folder}"), "no run of `python -m train`"),
+            (("--checkpoint", "{folder}/run"), "run: no such file or folder"),
+            (("--checkpoint", "{folder}"), "no finished run of `python -m train`"),
         ],
     )
     def test_weights(self, photos, tmp_path, capsys, arguments, line):
