@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ibsgl_jax.convolutions import in_fast_order
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.saliency import HeadFn
@@ -140,8 +141,9 @@ def attribute(
 
     pooled = isinstance(head_fn, PooledLinear) and noise is None and not config.relu
     make_value_and_grad = _pooled_value_and_grad if pooled else _generic_value_and_grad
-    value_and_grad = make_value_and_grad(
-        head_fn, features, labels, moments, blur, config
+    # In the loop below a CPU would be slow at the gradients of a head's convolutions.
+    value_and_grad = in_fast_order(
+        make_value_and_grad(head_fn, features, labels, moments, blur, config)
     )
     height, width, _, num_channels = features.shape
     noise_shape = (num_channels,) if pooled else (height, width, num_channels)

@@ -59,6 +59,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(arguments: argparse.Namespace) -> LoadedModel:
+    """The model that --model, --weights or --checkpoint name."""
     if arguments.checkpoint is not None:
         return _load_checkpoint(arguments.checkpoint)
     if arguments.model not in models.MODELS:
@@ -114,7 +115,7 @@ def _class_names(num_classes: int) -> list[str]:
 
 
 def split_model(loaded: LoadedModel, layer: str | None) -> tuple[Callable, Callable]:
-    """features_fn and head_fn, as pytrees that carry the weights."""
+    """The features_fn and head_fn of a model, as pytrees that carry the weights."""
     model, variables = loaded.model, loaded.variables
     if layer is None:
         features_fn = models.make_features_fn(model, variables)
@@ -151,6 +152,7 @@ class Block(NamedTuple):
 def read_blocks(
     paths: Sequence[Path], loaded: LoadedModel, fit: str, block_size: int
 ) -> Iterator[Block]:
+    """The photos at the given paths, read and prepared block by block."""
     for start in range(0, len(paths), block_size):
         photos, failures = [], []
         for path in paths[start : start + block_size]:
@@ -293,6 +295,7 @@ def _write_cached(arguments, loaded, fingerprint, source, moments) -> None:
 
 
 def warn(text: str) -> None:
+    """One line on stderr that the command goes on after."""
     end_progress()
     print(f"ibsgl: warning: {text}", file=sys.stderr)
 
@@ -306,5 +309,6 @@ def show_progress(text: str) -> None:
 
 
 def end_progress() -> None:
+    """Clear the line of ``show_progress``, on a terminal."""
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)
