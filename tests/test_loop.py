@@ -90,7 +90,12 @@ class TestTrainAndEvaluate:
         assert [int(state.step) for state, _ in outcome.values()] == [8, 4, 4]
         assert len(compiled) == 3
 
-        for name in ("config.json", "results.json", "before_after.png"):
+        for name in (
+            "config.json",
+            "results.json",
+            "before_after.png",
+            "models/guided.npz",
+        ):
             assert (tmp_path / name).stat().st_size > 0
         assert list((tmp_path / "tensorboard" / "guided").iterdir())
         assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from ibsgl_jax import trained
+from ibsgl_jax.pretrained import Preprocessing
 from train import baselines, checkpoint, evaluate
 from train import state as states
 from train import step as steps
@@ -75,10 +77,33 @@ def train_and_evaluate(config, workdir, *, profile=None):
             finished[phase] = train_phase(
                 config, phase, finished, data, workdir, stop, profile=profile
             )
+            if jax.process_index() == 0:
+                _save_model(config, finished[phase], data, workdir, phase)
         results = evaluate.evaluate_phases(
             config, make_model(config, data.num_classes), finished, data, workdir
         )
     return {name: (finished[name], results[name]) for name in finished}
+
+
+def _save_model(config, state, data, workdir, phase):
+    """models/PHASE.npz: what ``ibsgl explain --checkpoint`` reads."""
+    resize = config.image_size
+    if config.eval_transform == "resize_center":
+        resize = round(resize / 0.875)
+    trained.save(
+        workdir / "models" / f"{phase}.npz",
+        jax.device_get(state.variables),
+        model_name=config.model,
+        model_options=config.model_options.to_dict(),
+        num_classes=data.num_classes,
+        preprocessing=Preprocessing(
+            size=config.image_size,
+            resize=resize,
+            mean=tuple(config.image_mean),
+            std=tuple(config.image_std),
+        ),
+        stats=jax.device_get(state.feature_stats),
+    )
 
 
 def load_data(config) -> Data:
