@@ -323,6 +323,12 @@ class TestBadInput:
         assert list(loaded) == ["plain"]
         assert notes == ["phase control has no checkpoint yet and is left out"]
 
+    def test_phases_can_be_chosen(self, evaluated):
+        run = evaluated[0]
+        assert evaluate.choose_phases(run.config, ["guided"]) == ("guided",)
+        with pytest.raises(ConfigError, match="no phase 'gided'; it has plain, guided"):
+            evaluate.choose_phases(run.config, ["gided"])
+
     def test_unknown_split_and_empty_split(self, evaluated):
         run = evaluated[0]
         with pytest.raises(ValueError, match="no split 'nonsense'"):
@@ -341,6 +347,18 @@ class TestBadInput:
         )
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+    @pytest.mark.slow
+    def test_the_command_compares_runs(self, tmp_path, photo_digits_dir):
+        for name in ("one", "other"):
+            config = tiny_run.make_config(photo_digits_dir, phases=("plain",))
+            tiny_run.save_untrained(config, tmp_path / name)
+        arguments = ["--workdir", str(tmp_path / "one"), "--limit", "3"]
+        assert evaluate.main([*arguments, "--compare", str(tmp_path / "other")]) == 0
+        results = json.loads((tmp_path / "one" / "evaluation.json").read_text())
+        assert list(results["phases"]) == ["plain", "other/plain"]
+        # The same weights: the same numbers.
+        assert results["phases"]["plain"] == results["phases"]["other/plain"]
 
     @pytest.mark.slow
     def test_the_command_on_one_image(self, tmp_path, photo_digits_dir, capsys):

@@ -87,14 +87,16 @@ class Run:
     """A trained run: its config, model and the states of its phases.
 
     Attributes:
-      name, workdir, config, model, states (dict phase -> TrainState), notes (what is
-      missing, one line each).
+      name, workdir, config (its phases are those chosen), model, states (dict phase ->
+      TrainState), notes (what is missing, one line each).
     """
 
-    def __init__(self, workdir, num_classes: int | None = None):
+    def __init__(self, workdir, num_classes: int | None = None, *, phases=None):
         self.workdir = Path(workdir)
         self.name = self.workdir.absolute().name
         self.config = load_config(self.workdir)
+        if phases:
+            self.config.phases = choose_phases(self.config, phases)
         self.data = None
         if num_classes is None:
             from train import loop
@@ -352,6 +354,20 @@ def load_config(workdir: Path):
         ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{workdir}/config.json is not valid: {error}") from None
+
+
+def choose_phases(config, names) -> tuple:
+    """The phases of these names, in the order of the run.
+
+    Raises:
+      ConfigError: one of them is none of the run's.
+    """
+    unknown = sorted(set(names) - set(config.phases))
+    if unknown:
+        raise ConfigError(
+            f"the run has no phase {unknown[0]!r}; it has {', '.join(config.phases)}"
+        )
+    return tuple(name for name in config.phases if name in names)
 
 
 def _tuples(tree):
@@ -850,6 +866,9 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="WORKDIR", help="further runs"
     )
+    parser.add_argument(
+        "--phases", nargs="+", metavar="PHASE", help="of the run; all of them if absent"
+    )
     parser.add_argument("--split", help="of the data set; the config's test split")
     parser.add_argument("--limit", type=int, help="images of the split at most")
     parser.add_argument("--no-progress", action="store_true", help="show no bar")
@@ -858,7 +877,7 @@ def main(argv=None) -> int:
     # Orbax and tfds tell much that no reader of a table needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        run = Run(arguments.workdir)
+        run = Run(arguments.workdir, phases=arguments.phases)
         check_devices(run.config)
         others = [
             _comparable(Run(folder, run.data.num_classes), run)

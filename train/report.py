@@ -22,6 +22,7 @@ from train.measures import MEASURES
 from train.workdir import FREE_FIELDS, write_text
 
 FRAME = Path(__file__).with_name("report.html")
+NUM_COLOURS = 8  # classes s0 .. s7 of the frame
 MAX_GALLERY_BYTES = 4_000_000
 # How many images of each kind the gallery takes, in this order.
 GALLERY = {"first": 48, "fixed": 36, "broken": 16, "moved": 36}
@@ -40,6 +41,8 @@ HEADLINE = (
     "box_share",
     "pointing",
     "overlap",
+    "drop",
+    "increase",
     "matched_drop",
     "matched_increase",
 )
@@ -124,7 +127,7 @@ def _method_markdown(results):
 def _sanity_markdown(results):
     lines = ["| method | rank correlation | verdict |", "|---|---|---|"]
     for method, row in results["sanity"].items():
-        verdict = "follows the weights" if row["passed"] else "**fails**"
+        verdict = "passes" if row["passed"] else "**fails**"
         lines.append(
             f"| {TITLES.get(method, method)} | {_number(row['mean'])} "
             f"[{_number(row['low'])}, {_number(row['high'])}] | {verdict} |"
@@ -330,7 +333,7 @@ def _sanity_table(results):
         f"<td>{_number(row['mean'])}<small>{_number(row['low'])} … "
         f"{_number(row['high'])}</small></td>"
         f'<td class="{"pass" if row["passed"] else "fail"}">'
-        f"{'follows the weights' if row['passed'] else 'fails'}</td></tr>"
+        f"{'passes' if row['passed'] else 'fails'}</td></tr>"
         for method, row in results["sanity"].items()
     )
     return (
@@ -444,7 +447,7 @@ def _training_charts(run):
         if series:
             charts.append(_chart(title, "step", series))
     legend = "".join(
-        f'<span class="key s{i % 6}">{html.escape(name)}</span>'
+        f'<span class="key s{i % NUM_COLOURS}">{html.escape(name)}</span>'
         for i, name in enumerate(phases)
     )
     return (
@@ -477,7 +480,7 @@ def _perturbation_charts(results):
         ]
         charts.append(_chart(title, "share of the pixels", series, low=0.0))
     legend = "".join(
-        f'<span class="key s{i % 6}">{html.escape(name)}</span>'
+        f'<span class="key s{i % NUM_COLOURS}">{html.escape(name)}</span>'
         for i, name in enumerate(names)
     )
     return f'<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
@@ -525,14 +528,12 @@ def _chart(title, x_title, series, *, low=None):
         placed = [place(x, y) for x, y in points if _is_number(y)]
         line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
         label = f"<title>{html.escape(name)}</title>"
-        weight = "" if dots else " thin"
+        kind, thin = f"s{colour % NUM_COLOURS}", "" if dots else " thin"
         if placed:
-            parts.append(
-                f'<path class="s{colour % 6}{weight}" d="{line}">{label}</path>'
-            )
+            parts.append(f'<path class="{kind}{thin}" d="{line}">{label}</path>')
         if dots:
             parts += [
-                f'<circle class="s{colour % 6}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
+                f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
                 f"{label}</circle>"
                 for x, y in placed
             ]
