@@ -59,9 +59,11 @@ def largest_file(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-def flip(path, place=0.5):
+def flip(path):
+    """One bit in each half kilobyte: a single one may fall where nothing is read."""
     data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 1
+    for i in range(30, len(data), 512):
+        data[i] ^= 1
     path.write_bytes(data)
 
 
@@ -71,7 +73,7 @@ DAMAGES = {
     "deleted": lambda folder: largest_file(folder).unlink(),
     "accuracy cut": lambda folder: (folder / "metrics" / "metrics").write_text('{"a'),
     "accuracy gone": lambda folder: shutil.rmtree(folder / "metrics"),
-    "meta flipped": lambda folder: flip(folder / "meta" / "metadata", 0.3),
+    "meta flipped": lambda folder: flip(folder / "meta" / "metadata"),
     "meta gone": lambda folder: shutil.rmtree(folder / "meta"),
     "emptied": lambda folder: [
         path.write_bytes(b"") for path in folder.rglob("*") if path.is_file()

@@ -50,6 +50,7 @@ def main(argv):
     logger = logging.getLogger("train")
     logger.addHandler(logging.StreamHandler())
     logger.propagate = False
+    logger.setLevel(logging.INFO)  # absl has just set the root's
     import jax
 
     from train import loop
@@ -97,8 +98,14 @@ def initialize():
         raise ValueError(
             "give --coordinator, --num_processes and --process_id together"
         )
-    # Without them jax asks the cluster's environment, and says so if there is none.
-    jax.distributed.initialize(*explicit)
+    try:
+        # Without them jax asks the cluster's environment.
+        jax.distributed.initialize(*explicit)
+    except ValueError as error:
+        raise ValueError(
+            f"--multihost: no cluster found here ({error}); give --coordinator, "
+            "--num_processes and --process_id"
+        ) from error
 
 
 def parse_window(text):

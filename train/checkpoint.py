@@ -7,6 +7,8 @@ match is named and passed over for the one before it. May import orbax, jax, num
 import contextlib
 import json
 import logging
+import shutil
+import sys
 import zlib
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import numpy as np
 LOGGER = logging.getLogger("train")
 # The newest ones kept, beside the best by validation accuracy.
 NUM_LATEST = 2
+TRASH = "trash"
 
 
 class CheckpointError(ValueError):
@@ -43,10 +46,13 @@ def open_manager(folder):
         ),
         best_fn=_validation_accuracy,
         cleanup_tmp_directories=True,
+        # Moved there, then deleted: a kill in between leaves no half checkpoint.
+        todelete_subdir=TRASH,
     )
     folder = Path(folder).absolute()
     # Before orbax looks: it reads every checkpoint's accuracy and stops at a bad one.
     if jax.process_index() == 0:
+        shutil.rmtree(folder / TRASH, ignore_errors=True)
         _check_accuracies(folder)
     _wait("checkpoints")
     manager = ocp.CheckpointManager(folder, options=options)
@@ -59,6 +65,8 @@ def open_manager(folder):
         raise
     wait(manager)
     manager.close()
+    if jax.process_index() == 0:
+        shutil.rmtree(folder / TRASH, ignore_errors=True)
 
 
 def wait(manager):
@@ -122,6 +130,9 @@ def save(manager, state, *, accuracy: float, meta: dict):
     step = int(arrays.step)
     meta = {**meta, "checksum": checksum((arrays, _bytes(meta)))}
     with _save_errors(manager):
+        manager.wait_until_finished()  # the save before this one
+        if jax.process_index() == 0:
+            shutil.rmtree(Path(manager.directory) / TRASH, ignore_errors=True)
         manager.save(
             step,
             args=ocp.args.Composite(
@@ -162,6 +173,7 @@ def restore(manager, like):
             if meta.pop("checksum") != checksum((saved["state"], _bytes(meta))):
                 raise CheckpointError("its arrays do not match their checksum")
         except Exception as error:  # noqa: BLE001
+            _mute_closed_loops()
             _warn(manager.directory, step, error)
             damaged.append(step)
             continue
@@ -187,6 +199,20 @@ def _warn(folder, step, error):
 
 def _reason(error) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _mute_closed_loops():
+    """A read that fails leaves futures behind, each of which tells of it once more."""
+    tell = sys.unraisablehook
+    if getattr(tell, "is_muted", False):
+        return
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    hook.is_muted = True
+    sys.unraisablehook = hook
 
 
 def _none_left(folder, steps) -> CheckpointError:

@@ -1,0 +1,280 @@
+"""python -m train.compile --config=... --topology=v5e:16x16: a TPU pod without a TPU.
+
+Compiles the real step of a configuration ahead of time with libtpu and prints, beside
+the plain step's, memory and work per chip and what the chips tell each other. Needs
+`pip install -e ".[train,tpu]"`, no TPU. May import absl, jax and ``train``'s own.
+"""
+
+import json
+import os
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/imagenet_resnet50.py", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5e:4x4", "Slice to compile for: v4:2x2x4, v5e:16x16, v5p:4x4x8, ..."
+)
+_PHASE = flags.DEFINE_string(
+    "phase", None, "Phase whose step to compile; the last guided one if absent."
+)
+_NUM_CLASSES = flags.DEFINE_integer(
+    "num_classes", 1000, "Of the data set, which need not be there."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+
+AXIS = "devices"
+# Memory of a chip in GiB, from Google's documentation of Cloud TPU.
+CHIP_GIB = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+)
+_BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2}
+_BYTES |= {"f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1}
+
+
+class CompileError(ValueError):
+    """No such topology, no libtpu, or a step that does not fit; one line."""
+
+
+def describe(topology: str):
+    """The devices of a slice, without having one.
+
+    Raises:
+      CompileError: libtpu is not installed, or knows no such slice.
+    """
+    # Else libtpu asks the machine which TPU it has, for minutes.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    import importlib.util
+
+    from jax.experimental import topologies
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise CompileError('libtpu is missing: pip install -e ".[train,tpu]"')
+    try:
+        found = topologies.get_topology_desc(topology, platform="tpu")
+    except Exception as error:  # noqa: BLE001  (whatever libtpu raises)
+        reason = str(error).splitlines()[0]
+        raise CompileError(f"topology {topology!r}: {reason}") from error
+    return found.devices
+
+
+def compile_step(config, phase, devices, num_classes: int):
+    """The phase's step over all devices, compiled.
+
+    Args:
+      config, phase: the configuration and one of its phases.
+      devices: of a topology, or real ones.
+      num_classes: of the data set.
+
+    Returns:
+      jax's compiled object of one step, state donated as in ``train/loop.py``.
+
+    Raises:
+      CompileError: the batch does not divide, or needs more memory than a chip has.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from train import loop
+    from train import state as states
+
+    if config.batch_size % (len(devices) * config.accumulate_steps):
+        raise CompileError(
+            f"batch_size={config.batch_size} is not divisible by {len(devices)} chips"
+            f" times accumulate_steps={config.accumulate_steps}"
+        )
+    model = loop.make_model(config, num_classes, axis_name=AXIS)
+    schedule = states.make_schedule(phase.learning_rate, 1000, 0)
+    tx = states.make_optimizer(config.optimizer, schedule)
+    step = loop.make_step(
+        config, phase, 1000, generation=0, model=model, tx=tx, axis_name=AXIS
+    )
+    state = jax.eval_shape(
+        lambda: states.create_state(
+            jax.random.key(0), model, tx, config.image_size, ema=config.ema_decay > 0
+        )
+    )
+    size, side = config.batch_size, config.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "place": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    if phase.get("teacher") == "mask":
+        batch["mask"] = jax.ShapeDtypeStruct((size, side, side), jnp.uint8)
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(-1), (AXIS,))
+
+    def on(spec, tree):
+        sharding = jax.NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    # pmap cannot be compiled for a topology. check_vma=False: the step averages its
+    # gradients itself, as under pmap.
+    sharded = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(jax.P(), jax.P(AXIS)),
+        out_specs=jax.P(),
+        check_vma=False,
+    )
+    lowered = jax.jit(sharded, donate_argnums=0).lower(
+        on(jax.P(), state), on(jax.P(AXIS), batch)
+    )
+    try:
+        return lowered.compile()
+    except Exception as error:  # noqa: BLE001  (whatever the compiler raises)
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text and "memory" not in text:
+            raise
+        used = re.search(r"[Uu]sed ([\d.]+[KMG]) of ([\d.]+[KMG])", text)
+        figure = f"{used[1]} of {used[2]}" if used else text.splitlines()[0]
+        raise CompileError(
+            f"a batch of {config.batch_size} does not fit: {size // len(devices)} "
+            f"images on a chip need {figure}; lower --config.batch_size or raise "
+            "--config.accumulate_steps"
+        ) from error
+
+
+def measure(compiled) -> dict:
+    """Memory in bytes and work of one chip, and its collectives.
+
+    flops and bytes_accessed are the compiler's own count, which takes the body of a
+    loop once, not times its trip count; ``memory`` is what lives at the worst moment.
+    """
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    collectives = count_collectives(compiled.as_text())
+    return {
+        "memory_arguments": memory.argument_size_in_bytes,
+        "memory_temporary": memory.temp_size_in_bytes,
+        "memory": memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+        "flops": cost.get("flops", 0.0),
+        "bytes_accessed": cost.get("bytes accessed", 0.0),
+        "collectives": sum(count for count, _ in collectives.values()),
+        "collective_bytes": sum(volume for _, volume in collectives.values()),
+        "by_kind": {kind: list(pair) for kind, pair in collectives.items()},
+    }
+
+
+def count_collectives(hlo: str) -> dict:
+    """dict kind -> (number, bytes of their results on one chip) in a program's text."""
+    found = {}
+    for line in hlo.splitlines():
+        match = re.match(r"\s*(?:ROOT )?%?\S+ = (.*?) ([a-z-]+)\(", line)
+        if not match:
+            continue
+        shapes, kind = match.groups()
+        kind = kind.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        number, volume = found.get(kind, (0, 0))
+        found[kind] = number + 1, volume + _bytes_of(shapes)
+    return found
+
+
+def _bytes_of(shapes: str) -> int:
+    total = 0
+    for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes):
+        if dtype in _BYTES:
+            size = _BYTES[dtype]
+            for side in filter(None, sides.split(",")):
+                size *= int(side)
+            total += size
+    return total
+
+
+def choose_phase(config, name=None) -> str:
+    """The name of the phase to compile."""
+    if name is not None and name not in config.phases:
+        raise CompileError(f"no phase {name!r}; the config has {config.phases}")
+    guided = [p for p in config.phases if config[p].method == "guided"]
+    return name or (guided[-1] if guided else config.phases[-1])
+
+
+def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
+    """The table, the plain step's column beside the phase's."""
+    lines = [
+        f"{config.model}, {config.image_size} pixels, {config.dtype}, "
+        f"{config.batch_size} images on {topology} ({num_chips} chips, "
+        f"{config.batch_size // num_chips} a chip)",
+        "",
+        f"| one step, per chip | plain | {name} | ratio |",
+        "|---|---|---|---|",
+    ]
+    for key, title, unit, scale in (
+        ("memory", "memory", "GiB", 2**30),
+        ("memory_temporary", "of which temporary", "GiB", 2**30),
+        ("flops", "operations", "GFLOP", 1e9),
+        ("bytes_accessed", "bytes accessed", "GiB", 2**30),
+        ("collectives", "collectives", "", 1),
+        ("collective_bytes", "their volume", "MiB", 2**20),
+    ):
+        plain, other = (row[key] / scale for row in rows.values())
+        ratio = f"{other / plain:.3f}" if plain else "-"
+        form = ".0f" if key == "collectives" else ".3f"
+        lines.append(f"| {title} {unit} | {plain:{form}} | {other:{form}} | {ratio} |")
+    gib = CHIP_GIB.get(topology.split(":")[0])
+    if gib:
+        most = max(row["memory"] for row in rows.values())
+        lines.append(f"\nfits: {most / 2**30:.2f} of {gib} GiB a chip")
+    return "\n".join(lines)
+
+
+def run(config, topology, phase_name=None, num_classes=1000) -> tuple[dict, str]:
+    """Compile plain and guided; the measures and the table.
+
+    Raises:
+      CompileError: see ``compile_step`` and ``describe``.
+    """
+    from configs import default
+
+    name = choose_phase(config, phase_name)
+    devices = describe(topology)
+    rows = {}
+    for title, phase in (("plain", default.plain_phase()), (name, config[name])):
+        key = title if title not in rows else f"{title} (again)"
+        rows[key] = measure(compile_step(config, phase, devices, num_classes))
+    gib = CHIP_GIB.get(topology.split(":")[0])
+    most = max(row["memory"] for row in rows.values())
+    if gib and most > gib * 2**30:
+        raise CompileError(
+            f"a batch of {config.batch_size} does not fit: "
+            f"{config.batch_size // len(devices)} images on a chip need "
+            f"{most / 2**30:.2f} of {gib} GiB; lower --config.batch_size or raise "
+            "--config.accumulate_steps"
+        )
+    return rows, report(config, topology, name, rows, len(devices))
+
+
+def main(argv):
+    del argv
+    try:
+        rows, text = run(
+            _CONFIG.value, _TOPOLOGY.value, _PHASE.value, _NUM_CLASSES.value
+        )
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(rows) if _JSON.value else text)
+    return 0
+
+
+if __name__ == "__main__":
+    # No TPU is looked for; the compiler is asked for by name.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main)
