@@ -44,13 +44,13 @@ def compile_cache(tmp_path_factory):
 def evaluated(tmp_path_factory, photo_digits_dir):
     """A run with two untrained phases and its evaluation, made once."""
     from tests import tiny_run
-    from train import evaluate
+    from train import evaluate, saved_run
 
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     tiny_run.save_untrained(
         tiny_run.make_config(photo_digits_dir, phases=("plain", "guided")), workdir
     )
-    run = evaluate.Run(workdir)
+    run = saved_run.Run(workdir)
     options = evaluate.Options(
         limit=11,
         num_perturbed=5,

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from ibsgl_jax import attribution, metrics
 from tests import tiny_run
-from train import evaluate, measures
+from train import evaluate, intervals, measures, saved_run, splits
 from train.measures import MEASURES
 from train.workdir import ConfigError
 
@@ -72,7 +72,7 @@ class TestMeasureSplit:
         run, source, _, per_example = evaluated
         config = run.config.copy_and_resolve_references()
         config.batch_size = 8  # 11 = 8 + 3
-        values = evaluate.measure_split(
+        values = splits.measure_split(
             config, run.model, run.states["plain"].variables, source
         )
         assert values["drop"].shape == (11,)
@@ -86,11 +86,11 @@ class TestMeasureSplit:
         config = run.config.copy_and_resolve_references()
         maps, variables = [], run.states["plain"].variables
         for config.batch_size in (8, 16):
-            step = evaluate.compiled(
+            step = splits.compiled(
                 measures.method_maps, config, run.model, num_carried=2, method="random"
             )
             maps.append(
-                evaluate.map_split(
+                splits.map_split(
                     config,
                     source,
                     lambda batch, step=step: {"maps": step(variables, None, batch)},
@@ -111,20 +111,20 @@ class TestMeasureSplit:
 class TestMissingPieces:
     def test_split_without_boxes_leaves_localisation_out(self, evaluated):
         run, source, _, per_example = evaluated
-        values = evaluate.measure_split(
+        values = splits.measure_split(
             run.config,
             run.model,
             run.states["plain"].variables,
             without(source, "bbox", "mask"),
         )
-        summary = evaluate.summarize(values)
+        summary = intervals.summarize(values)
         groups = {MEASURES[key].group for key in summary}
         assert groups == {"Prediction", "Faithfulness", "Two maps"}
         np.testing.assert_allclose(values["drop"], per_example["plain/drop"], **CLOSE)
 
     def test_masks_stand_in_for_boxes(self, evaluated):
         run, source, _, per_example = evaluated
-        values = evaluate.measure_split(
+        values = splits.measure_split(
             run.config,
             run.model,
             run.states["plain"].variables,
@@ -170,7 +170,7 @@ class TestMissingPieces:
         for key in values:
             assert np.isnan(values[key][1]).all(), key
             np.testing.assert_array_equal(values[key][[0, 2]], whole[key][[0, 2]])
-        summary = evaluate.summarize(values)
+        summary = intervals.summarize(values)
         assert summary["drop"]["n"] == 2 and summary["drop"]["undefined"] == 1
         assert np.isfinite(summary["drop"]["mean"])
 
@@ -187,7 +187,7 @@ class TestMissingPieces:
 
 class TestSummaries:
     def test_mean_interval_and_count_by_hand(self):
-        summary = evaluate.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
+        summary = intervals.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
         assert summary["drop"]["n"] == 3
         assert summary["drop"]["undefined"] == 1
         np.testing.assert_allclose(summary["drop"]["mean"], 2 / 3)
@@ -196,7 +196,7 @@ class TestSummaries:
     def test_best_iou_is_at_one_threshold_for_all(self):
         curve = np.zeros((2, 20))
         curve[0, 3], curve[1, 7], curve[:, 5] = 0.9, 0.9, 0.6
-        summary = evaluate.summarize({"iou_curve": curve})
+        summary = intervals.summarize({"iou_curve": curve})
         np.testing.assert_allclose(summary["iou_best"]["mean"], 0.6)
         assert summary["iou_best"]["threshold"] == 5 / 20
 
@@ -216,7 +216,7 @@ class TestSummaries:
         # Large spread between images, the same gain on each: a narrow interval.
         reference = {"box_share": np.linspace(0, 1, 20)}
         values = {"box_share": reference["box_share"] + 0.25}
-        row = evaluate.differences(values, reference)["box_share"]
+        row = intervals.differences(values, reference)["box_share"]
         np.testing.assert_allclose([row["low"], row["high"]], 0.25, atol=1e-12)
 
     def test_summaries_are_those_of_the_examples(self, evaluated):
@@ -304,7 +304,7 @@ class TestBadInput:
         run = evaluated[0]
         (tmp_path / "config.json").write_text(run.config.to_json())
         with pytest.raises(ConfigError, match="no checkpoint in .*python -m train"):
-            evaluate.load_states(run.config, 10, tmp_path)
+            saved_run.load_states(run.config, 10, tmp_path)
         assert not (tmp_path / "checkpoints").exists()
 
     def test_checkpoint_of_another_model(self, evaluated):
@@ -312,22 +312,22 @@ class TestBadInput:
         config = run.config.copy_and_resolve_references()
         config.model_options.num_filters = 4
         with pytest.raises(ConfigError, match="is of another model than"):
-            evaluate.load_states(config, 10, run.workdir)
+            saved_run.load_states(config, 10, run.workdir)
 
     def test_a_phase_without_checkpoint_is_left_out(self, evaluated):
         run = evaluated[0]
         config = run.config.copy_and_resolve_references()
         config.unlock()
         config.phases = ("plain", "control")
-        _, loaded, notes = evaluate.load_states(config, 10, run.workdir)
+        _, loaded, notes = saved_run.load_states(config, 10, run.workdir)
         assert list(loaded) == ["plain"]
         assert notes == ["phase control has no checkpoint yet and is left out"]
 
     def test_phases_can_be_chosen(self, evaluated):
         run = evaluated[0]
-        assert evaluate.choose_phases(run.config, ["guided"]) == ("guided",)
+        assert saved_run.choose_phases(run.config, ["guided"]) == ("guided",)
         with pytest.raises(ConfigError, match="no phase 'gided'; it has plain, guided"):
-            evaluate.choose_phases(run.config, ["gided"])
+            saved_run.choose_phases(run.config, ["gided"])
 
     def test_unknown_split_and_empty_split(self, evaluated):
         run = evaluated[0]

@@ -11,7 +11,6 @@ modules; ``loop`` only inside functions, because it imports this one.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -21,19 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from ibsgl_jax import attribution, feature_stats, metrics
-from train import measures
-from train.data import pipeline
-from train.measures import MEASURES, measure
-from train.step import normalize_images
+from ibsgl_jax import attribution, metrics
+from train import intervals, measures, saved_run, splits
+from train.measures import MEASURES
 from train.workdir import ConfigError, write_text
 
-AXIS = "devices"
 # A map that ranks the pixels like this one under random weights explains no model.
 SANITY_LIMIT = 0.5
 
@@ -83,31 +78,6 @@ class Options:
     num_sanity: int = 64
 
 
-class Run:
-    """A trained run: its config, model and the states of its phases.
-
-    Attributes:
-      name, workdir, config (its phases are those chosen), model, states (dict phase ->
-      TrainState), notes (what is missing, one line each).
-    """
-
-    def __init__(self, workdir, num_classes: int | None = None, *, phases=None):
-        self.workdir = Path(workdir)
-        self.name = self.workdir.absolute().name
-        self.config = load_config(self.workdir)
-        if phases:
-            self.config.phases = choose_phases(self.config, phases)
-        self.data = None
-        if num_classes is None:
-            from train import loop
-
-            self.data = loop.load_data(self.config)
-            num_classes = self.data.num_classes
-        self.model, self.states, self.notes = load_states(
-            self.config, num_classes, self.workdir
-        )
-
-
 # The run's own table, at the end of training.
 
 
@@ -125,9 +95,11 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
     """
     results = {}
     for name, state in states.items():
-        values = measure_split(config, model, state.variables, data.test)
+        values = splits.measure_split(config, model, state.variables, data.test)
         results[name] = {
-            k: _mean(v) for k, v in values.items() if v.ndim == 1 and k != "predicted"
+            k: intervals.finite_mean(v)
+            for k, v in values.items()
+            if v.ndim == 1 and k != "predicted"
         }
     if jax.process_index() == 0:
         workdir = Path(workdir)
@@ -163,385 +135,12 @@ def format_value(key: str, value) -> str:
     return f"{value * 100:.1f}" if percent else f"{value:.3f}"
 
 
-# Measuring a split.
-
-
-def measure_split(config, model, variables, source, *, progress=None) -> dict:
-    """The measures of ``measures.measure`` for every example of a split.
-
-    Args:
-      config, model, variables: of one phase.
-      source: sequence of examples.
-      progress: called after every batch.
-
-    Returns:
-      dict of NumPy arrays [number of examples, ...] in the order of the split, NaN
-      where a measure is undefined.
-    """
-    step = compiled(measure, config, model, matched_area=config.matched_area)
-    return map_split(
-        config, source, lambda batch: step(variables, batch), progress=progress
-    )
-
-
-def compiled(step, config, model, *, num_carried: int = 1, **options):
-    """``step(variables, ..., batch)`` over all devices, compiled once per options."""
-    return _compiled(
-        step,
-        model,
-        tuple(config.image_mean),
-        tuple(config.image_std),
-        num_carried,
-        tuple(sorted(options.items())),
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled(step, model, mean, std, num_carried, options):
-    return jax.pmap(
-        functools.partial(
-            step, model=model, image_stats={"mean": mean, "std": std}, **dict(options)
-        ),
-        axis_name=AXIS,
-        in_axes=(None,) * num_carried + (0,),
-    )
-
-
-def map_split(config, source, fn, *, progress=None) -> dict:
-    """Apply ``fn(batch on devices) -> dict of [devices, n, ...]`` to a whole split.
-
-    Batches carry ``place``, each example's index in the source.
-
-    Returns:
-      dict of NumPy arrays [number of examples, ...], in the order of the source, of
-      all processes.
-    """
-    parts = []
-    for batch in placed_batches(config, source):
-        values = {**fn(shard(batch)), "place": batch["place"]}
-        values = jax.device_get(values)
-        real = batch["example_mask"] > 0
-        parts.append({k: _unshard(v, len(real))[real] for k, v in values.items()})
-        if progress:
-            progress()
-    values = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-    if jax.process_count() > 1:
-        values = _gather(values)
-    order = np.argsort(values.pop("place"))
-    return {k: v[order] for k, v in values.items()}
-
-
-def placed_batches(config, source):
-    """The evaluation batches of a source with ``place`` [B] int32."""
-    size = config.batch_size // jax.process_count()
-    local = np.arange(size) * jax.process_count() + jax.process_index()
-    batches = pipeline.iterate(eval_batches(config, source))
-    for number, batch in enumerate(batches):
-        place = (number * config.batch_size + local).astype(np.int32)
-        yield {**batch, "place": place}
-
-
-def _unshard(values, size):
-    return np.asarray(values).reshape(size, *values.shape[2:]) if size else values
-
-
-class Examples:
-    """Some examples of a source, by index."""
-
-    def __init__(self, source, indices):
-        self._source, self._indices = source, indices
-
-    def __len__(self):
-        return len(self._indices)
-
-    def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(f"no example {index}")
-        return self._source[int(self._indices[index])]
-
-
-def first_examples(source, number: int | None):
-    """The first examples of a source; all of it if number is None or more."""
-    if number is None or number >= len(source):
-        return source
-    return Examples(source, range(number))
-
-
-def data_set_moments(config, model, variables, source, *, num_examples=1024):
-    """Feature moments of the first examples of a split, in evaluation mode."""
-    images = jnp.zeros((1, config.image_size, config.image_size, 3), jnp.float32)
-    shape = jax.eval_shape(
-        lambda x: model.apply(variables, x, method="features"), images
-    ).shape
-    stats = feature_stats.init(shape[1:])
-    num_batches = -(-min(num_examples, len(source)) // config.batch_size)
-    batches = eval_batches(config, source, shard=(0, 1))[:num_batches]
-    for batch in pipeline.iterate(batches):
-        stats = _update_stats(
-            variables,
-            stats,
-            batch["image"],
-            batch["example_mask"],
-            model=model,
-            image_stats=tuple(image_stats(config).items()),
-        )
-    return feature_stats.moments(stats)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "image_stats"))
-def _update_stats(variables, stats, images, mask, *, model, image_stats):
-    images = normalize_images(images, **dict(image_stats))
-    features = model.apply(variables, images, method="features")
-    return feature_stats.update(stats, features, mask)
-
-
-def eval_batches(config, source, *, shard=None):
-    """The finite sequence of evaluation batches of a split, with example_mask."""
-    return pipeline.make_eval_batches(
-        source,
-        batch_size=config.batch_size,
-        transform=config.eval_transform,
-        image_size=config.image_size,
-        shard=shard,
-    )
-
-
-def image_stats(config) -> dict:
-    """The mean and std of ``step.normalize_images``."""
-    return {"mean": tuple(config.image_mean), "std": tuple(config.image_std)}
-
-
-def shard(batch):
-    """[B, ...] -> [local devices, B / devices, ...]."""
-    n = jax.local_device_count()
-    return jax.tree.map(lambda x: x.reshape(n, x.shape[0] // n, *x.shape[1:]), batch)
-
-
-def _gather(values):
-    """Join the examples that every process measured; their number may differ."""
-    from jax.experimental import multihost_utils
-
-    size = len(next(iter(values.values())))
-    sizes = multihost_utils.process_allgather(np.int32(size)).reshape(-1)
-    padded = {
-        k: np.pad(v, [(0, sizes.max() - size)] + [(0, 0)] * (v.ndim - 1))
-        for k, v in values.items()
-    }
-    gathered = multihost_utils.process_allgather(padded)
-    return {
-        k: np.concatenate([row[:n] for row, n in zip(v, sizes, strict=True)])
-        for k, v in gathered.items()
-    }
-
-
-# Loading a run.
-
-
-def load_config(workdir: Path):
-    """The configuration of a run.
-
-    Raises:
-      ConfigError: there is no run in the folder.
-    """
-    from ml_collections import ConfigDict
-
-    try:
-        return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{workdir} holds no run (no config.json); "
-            f"train one first: python -m train --workdir={workdir}"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{workdir}/config.json is not valid: {error}") from None
-
-
-def choose_phases(config, names) -> tuple:
-    """The phases of these names, in the order of the run.
-
-    Raises:
-      ConfigError: one of them is none of the run's.
-    """
-    unknown = sorted(set(names) - set(config.phases))
-    if unknown:
-        raise ConfigError(
-            f"the run has no phase {unknown[0]!r}; it has {', '.join(config.phases)}"
-        )
-    return tuple(name for name in config.phases if name in names)
-
-
-def _tuples(tree):
-    """Lists become the tuples that they were before JSON; models must be hashable."""
-    if isinstance(tree, dict):
-        return {key: _tuples(branch) for key, branch in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
-
-
-def load_states(config, num_classes: int, workdir: Path):
-    """The model and the newest checkpoint of every phase.
-
-    Returns:
-      (model, dict phase -> TrainState, notes): the notes name phases without one.
-
-    Raises:
-      ConfigError: no phase has a checkpoint, or one is of another model.
-      CheckpointError: a checkpoint cannot be read.
-    """
-    from train import checkpoint, loop
-    from train import state as states
-
-    model = loop.make_model(config, num_classes)
-    tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
-    like = jax.eval_shape(
-        lambda: states.create_state(
-            jax.random.key(0),
-            model,
-            tx,
-            config.image_size,
-            ema=config.get("ema_decay", 0) > 0,
-        )
-    )
-    loaded, notes = {}, []
-    for phase in config.phases:
-        folder = workdir / "checkpoints" / phase
-        restored = None
-        if folder.is_dir():
-            with checkpoint.open_manager(folder) as manager:
-                _check_same_model(manager, like, workdir)
-                restored = checkpoint.restore(manager, like)
-        if restored is None:
-            notes.append(f"phase {phase} has no checkpoint yet and is left out")
-        else:
-            loaded[phase] = jax.tree.map(jnp.asarray, restored[0])
-    if not loaded:
-        raise ConfigError(
-            f"no checkpoint in {workdir}/checkpoints; "
-            f"train first: python -m train --workdir={workdir}"
-        )
-    return model, loaded, notes
-
-
-def _check_same_model(manager, like, workdir):
-    """ConfigError if the newest checkpoint holds arrays of other names or shapes."""
-    import orbax.checkpoint as ocp
-
-    step = manager.latest_step()
-    if step is None:
-        return
-    folder = Path(manager.directory) / str(step)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder / "state")
-        saved = _shapes(metadata.item_metadata.tree)
-    except Exception:  # noqa: BLE001
-        return  # restoring will say what is damaged
-    wanted = _shapes(like)
-    different = sorted(
-        name
-        for name in saved.keys() | wanted.keys()
-        if name.startswith(("params", "batch_stats"))
-        and saved.get(name) != wanted.get(name)
-    )
-    if different:
-        name = different[0]
-        raise ConfigError(
-            f"checkpoint {folder} is of another model than {workdir}/config.json "
-            f"describes: {name} is {saved.get(name, 'absent')} there and "
-            f"{wanted.get(name, 'absent')} here"
-        )
-
-
-def _shapes(tree) -> dict:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): tuple(
-            leaf.shape
-        )
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
-
-
-# Means and intervals.
-
-
-def summarize(values: dict) -> dict:
-    """Per measure: the mean, its bootstrap 95 % interval, n and what is undefined.
-
-    Args:
-      values: dict of per-example arrays, as from ``measure_split``.
-
-    Returns:
-      dict measure -> {mean, low, high, n, undefined}, for the keys of ``MEASURES``.
-    """
-    values = dict(values)
-    summary = {}
-    if "iou_curve" in values:
-        curve = values.pop("iou_curve")
-        means = np.array([_mean(column) for column in curve.T])
-        best = 0 if np.isnan(means).all() else int(np.nanargmax(means))
-        values["iou_best"] = curve[:, best]
-    for key in MEASURES:
-        if key in values:
-            known = np.isfinite(values[key])
-            interval = metrics.mean_and_interval(values[key], known)
-            summary[key] = {
-                **interval._asdict(),
-                "n": int(known.sum()),
-                "undefined": int((~known).sum()),
-            }
-    if "iou_best" in summary:
-        summary["iou_best"]["threshold"] = best / measures.NUM_THRESHOLDS
-    if "confidence" in values:
-        summary["calibration_error"] = _calibration(values)
-    return summary
-
-
-def _calibration(values, num_resamples=200):
-    confidence, correct = values["confidence"], values["accuracy"]
-    known = np.isfinite(confidence)
-    confidence, correct = confidence[known], correct[known]
-    n = len(confidence)
-    generator = np.random.default_rng(0)
-    resampled = [
-        measures.calibration_error(confidence[i], correct[i])
-        for i in (
-            generator.integers(n, size=n) for _ in range(num_resamples if n else 0)
-        )
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975]) if n else (math.nan, math.nan)
-    mean = measures.calibration_error(confidence, correct) if n else math.nan
-    return {
-        "mean": mean,
-        "low": float(low),
-        "high": float(high),
-        "n": n,
-        "undefined": int((~known).sum()),
-    }
-
-
-def differences(values: dict, reference: dict) -> dict:
-    """Paired: the mean of value - reference per example, with its interval."""
-    rows = {}
-    for key in MEASURES:
-        if key in values and key in reference:
-            gap = values[key] - reference[key]
-            known = np.isfinite(gap)
-            interval = metrics.mean_and_interval(gap, known)
-            rows[key] = {**interval._asdict(), "n": int(known.sum())}
-    return rows
-
-
-def _mean(values) -> float:
-    """The mean of what is defined, NaN for nothing."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
 # The full evaluation.
 
 
-def evaluate_run(run: Run, source, *, compare=(), options=None, progress=True):
+def evaluate_run(
+    run: saved_run.Run, source, *, compare=(), options=None, progress=True
+):
     """Everything that ``python -m train.evaluate`` measures.
 
     Args:
@@ -559,10 +158,10 @@ def evaluate_run(run: Run, source, *, compare=(), options=None, progress=True):
     options = options or Options()
     start = time.perf_counter()
     num = len(source)
-    perturbed = first_examples(source, min(options.num_perturbed, num))
-    probed = first_examples(source, min(options.num_sensitivity, num))
-    explained = first_examples(source, min(options.num_method_images, num))
-    random_part = first_examples(source, min(options.num_sanity, len(explained)))
+    perturbed = splits.first_examples(source, min(options.num_perturbed, num))
+    probed = splits.first_examples(source, min(options.num_sensitivity, num))
+    explained = splits.first_examples(source, min(options.num_method_images, num))
+    random_part = splits.first_examples(source, min(options.num_sanity, len(explained)))
     before, after = picture_phases(run)
 
     phases = {name: (run, state) for name, state in run.states.items()}
@@ -586,26 +185,26 @@ def evaluate_run(run: Run, source, *, compare=(), options=None, progress=True):
     for name, (owner, state) in phases.items():
         bar.set_postfix_str(name)
         config, variables = owner.config, state.variables
-        values = measure_split(
+        values = splits.measure_split(
             config, owner.model, variables, source, progress=bar.update
         )
         for step, part in (
             (measures.perturb, perturbed),
             (measures.sensitivity, probed),
         ):
-            fn = compiled(step, config, owner.model)
-            values |= map_split(
+            fn = splits.compiled(step, config, owner.model)
+            values |= splits.map_split(
                 config,
                 part,
                 lambda batch, fn=fn, variables=variables: fn(variables, batch),
                 progress=lambda: bar.update(12),
             )
         curves[name] = {
-            kind: [_mean(column) for column in values[kind].T]
+            kind: [intervals.finite_mean(column) for column in values[kind].T]
             for kind in ("fractions", "deletion_curve", "insertion_curve")
         }
         del values["fractions"]
-        summaries[name] = summarize(values)
+        summaries[name] = intervals.summarize(values)
         per_example |= {f"{name}/{key}": value for key, value in values.items()}
 
     methods, sanity, maps_values = _evaluate_methods(
@@ -641,7 +240,7 @@ def evaluate_run(run: Run, source, *, compare=(), options=None, progress=True):
     return results, per_example
 
 
-def open_split(run: Run, options: Options):
+def open_split(run: saved_run.Run, options: Options):
     """The examples of the split that the options name.
 
     Raises:
@@ -657,7 +256,7 @@ def open_split(run: Run, options: Options):
         source = loop.load_data(config).test
     if len(source) == 0 or (options.limit is not None and options.limit < 1):
         raise ConfigError("there is no image to evaluate; raise --limit")
-    return first_examples(source, options.limit)
+    return splits.first_examples(source, options.limit)
 
 
 def picture_phases(run) -> tuple[str, str]:
@@ -672,7 +271,7 @@ def _evaluate_methods(run, models, explained, random_part, bar):
     from train import state as states
 
     config = run.config
-    score_fn = compiled(
+    score_fn = splits.compiled(
         _score_maps,
         config,
         run.model,
@@ -686,17 +285,17 @@ def _evaluate_methods(run, models, explained, random_part, bar):
     all_models = {**{name: s.variables for name, s in models.items()}}
     all_models[None] = fresh.variables
     moments = {
-        name: data_set_moments(config, run.model, variables, run.data.train)
+        name: splits.data_set_moments(config, run.model, variables, run.data.train)
         for name, variables in all_models.items()
     }
     rows, sanity, per_example = [], {}, {}
     first = next(iter(models))
     for method in attribution.METHODS:
         bar.set_postfix_str(method)
-        fn = compiled(
+        fn = splits.compiled(
             measures.method_maps, config, run.model, num_carried=2, method=method
         )
-        batch = shard(next(iter(placed_batches(config, explained))))
+        batch = splits.shard(next(iter(splits.placed_batches(config, explained))))
         jax.block_until_ready(fn(all_models[first], moments[first], batch))  # compile
         for name in models:
             clock = _Clock()
@@ -708,11 +307,13 @@ def _evaluate_methods(run, models, explained, random_part, bar):
                     )
                 return {**score_fn(all_models[name], (batch, maps)), "maps": maps}
 
-            values = map_split(config, explained, score, progress=lambda: bar.update(2))
+            values = splits.map_split(
+                config, explained, score, progress=lambda: bar.update(2)
+            )
             maps = values.pop("maps")
             if name == first:
                 known = maps[: len(random_part)]
-            summary = summarize(values)
+            summary = intervals.summarize(values)
             rows.append(
                 {
                     "method": method,
@@ -726,7 +327,7 @@ def _evaluate_methods(run, models, explained, random_part, bar):
             per_example |= {
                 f"{method}/{name}/{key}": value for key, value in values.items()
             }
-        other = map_split(
+        other = splits.map_split(
             config,
             random_part,
             lambda batch, fn=fn: {"maps": fn(all_models[None], moments[None], batch)},
@@ -803,7 +404,7 @@ def _phase_differences(run, per_example):
             reference = controls[0]
             rows[name] = {
                 "reference": reference,
-                "measures": differences(of(name), of(reference)),
+                "measures": intervals.differences(of(name), of(reference)),
             }
     return rows
 
@@ -877,10 +478,10 @@ def main(argv=None) -> int:
     # Orbax and tfds tell much that no reader of a table needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        run = Run(arguments.workdir, phases=arguments.phases)
+        run = saved_run.Run(arguments.workdir, phases=arguments.phases)
         check_devices(run.config)
         others = [
-            _comparable(Run(folder, run.data.num_classes), run)
+            _comparable(saved_run.Run(folder, run.data.num_classes), run)
             for folder in arguments.compare
         ]
         source = open_split(run, options)

@@ -1,4 +1,4 @@
-"""Pictures of what a run learnt. May import matplotlib, jax and ``train.evaluate``.
+"""Pictures of what a run learnt. May import matplotlib, jax and ``train.splits``.
 
 Every picture takes the first images of the split, unselected.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from ibsgl_jax import bottleneck, metrics, perturbation, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
-from train import evaluate, measures
+from train import measures, splits
 from train.step import normalize_images
 
 CURVE_STEPS = 20  # of the deletion curve
@@ -110,14 +110,14 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
     probability. One row per image and phase.
     """
     batch = _first_images(config, data.test, 3)
-    images = normalize_images(batch["image"], **evaluate.image_stats(config))
+    images = normalize_images(batch["image"], **splits.image_stats(config))
     labels = jnp.asarray(batch["label"])
-    black = measures.black(evaluate.image_stats(config))
+    black = measures.black(splits.image_stats(config))
 
     @functools.partial(jax.jit, static_argnames="fractions")
     def deleted(variables, fractions):
         maps = measures.class_maps(
-            variables, batch, model=model, image_stats=evaluate.image_stats(config)
+            variables, batch, model=model, image_stats=splits.image_stats(config)
         )
         prob_fn = measures.make_prob_fn(model, variables, labels)
         seen = [
@@ -134,7 +134,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
         seen, probs, curve = jax.device_get(
             deleted(states[phase].variables, measures.DELETED)
         )
-        pictures = _to_pixels(seen, **evaluate.image_stats(config))
+        pictures = _to_pixels(seen, **splits.image_stats(config))
         for image in range(len(labels)):
             row = axes[2 * image + number]
             for column, fraction in enumerate(measures.DELETED):
@@ -198,13 +198,13 @@ def overlay(image, heat, *, bbox=None, side: int = 144):
 
 def _first_images(config, source, number):
     number = min(number, len(source))
-    batch = evaluate.eval_batches(config, source, shard=(0, 1))[0]
+    batch = splits.eval_batches(config, source, shard=(0, 1))[0]
     return {k: v[:number] for k, v in batch.items()}
 
 
 def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
     """Per phase L^c, L^p, their minimum and L^ib at image size, and what is said."""
-    stats = evaluate.image_stats(config)
+    stats = splits.image_stats(config)
     images = normalize_images(batch["image"], **stats)
     labels, size = jnp.asarray(batch["label"]), images.shape[1:3]
 
@@ -246,7 +246,7 @@ def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
     values = {}
     for phase in dict.fromkeys(phases):
         variables = states[phase].variables
-        moments = evaluate.data_set_moments(config, model, variables, train_source)
+        moments = splits.data_set_moments(config, model, variables, train_source)
         values[phase] = jax.device_get(maps_of(variables, moments))
     return values
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ibsgl_jax import trained
 from ibsgl_jax.pretrained import Preprocessing
-from train import baselines, checkpoint, evaluate
+from train import baselines, checkpoint, evaluate, splits
 from train import state as states
 from train import step as steps
 from train.check import check_config, guidance_config, make_model
@@ -152,7 +152,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
         donate_argnums=0,
     )
     eval_fn = make_eval_fn(config, model)
-    validation = evaluate.eval_batches(config, data.validation)
+    validation = splits.eval_batches(config, data.validation)
     batches = pipeline.make_train_dataset(
         data.train,
         batch_size=config.batch_size,
@@ -284,7 +284,7 @@ def make_step(
         model=model,
         tx=tx,
         base_key=jax.random.fold_in(jax.random.key(config.seed), generation + 1),
-        image_stats=evaluate.image_stats(config),
+        image_stats=splits.image_stats(config),
         label_smoothing=config.label_smoothing,
         mixup=config.mixup,
         accumulate_steps=config.accumulate_steps,
@@ -315,7 +315,7 @@ def make_eval_fn(config, model):
     step = functools.partial(
         steps.eval_step,
         model=model,
-        image_stats=evaluate.image_stats(config),
+        image_stats=splits.image_stats(config),
         axis_name=AXIS,
     )
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
@@ -396,7 +396,7 @@ def _to_devices(stream, config):
     queue = collections.deque()
     for batch in itertools.chain(stream, [None] * AHEAD):
         if batch is not None:
-            batch = evaluate.shard({**batch, "place": place})
+            batch = splits.shard({**batch, "place": place})
             queue.append(jax.device_put(batch, sharding))
         if len(queue) > AHEAD or batch is None:
             if not queue:
@@ -414,7 +414,7 @@ def _scores(eval_fn, batches, state, where) -> dict:
     """Means over a split: sums and counts added up, divided once."""
     window = Window()
     for batch in pipeline.iterate(batches):
-        sums = jax.device_get(eval_fn(state.variables, evaluate.shard(batch)))
+        sums = jax.device_get(eval_fn(state.variables, splits.shard(batch)))
         window.add(sums, where=f"in the evaluation {where}")
     return window.means()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train import evaluate, figures, measures
+from train import evaluate, figures, measures, splits
 from train.measures import MEASURES
 from train.workdir import FREE_FIELDS, write_text
 
@@ -187,7 +187,7 @@ def write_report(run, source, results, per_example) -> Path:
     """Draw the pictures and write report.html into the run's folder.
 
     Args:
-      run: evaluate.Run with its data.
+      run: saved_run.Run with its data.
       source: the examples that were evaluated.
       results, per_example: of ``evaluate.evaluate_run``.
 
@@ -590,7 +590,7 @@ def gallery(run, source, results, per_example) -> list:
     )
     maps = [_class_maps(run, phase, source, chosen) for phase in (before, after)]
     entries, size = [], 0
-    batches = evaluate.placed_batches(run.config, evaluate.Examples(source, chosen))
+    batches = splits.placed_batches(run.config, splits.Examples(source, chosen))
     for batch in batches:
         for row in np.flatnonzero(batch["example_mask"] > 0):
             place = batch["place"][row]
@@ -623,10 +623,10 @@ def gallery(run, source, results, per_example) -> list:
 def _class_maps(run, phase, source, indices):
     """L^c / max L^c of some images, [n, H, W]; 0 where a map is not finite."""
     variables = run.states[phase].variables
-    step = evaluate.compiled(_maps_step, run.config, run.model)
-    maps = evaluate.map_split(
+    step = splits.compiled(_maps_step, run.config, run.model)
+    maps = splits.map_split(
         run.config,
-        evaluate.Examples(source, indices),
+        splits.Examples(source, indices),
         lambda batch: step(variables, batch),
     )["maps"]
     maps = np.nan_to_num(maps, posinf=0.0, neginf=0.0)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from train.evaluate import COLUMNS
+from train.evaluate import COLUMNS, format_value
+from train.measures import MEASURES
 from train.workdir import write_text
 
 # Two-sided 95 % quantiles of Student's t with 1, 2, ... degrees of freedom.
@@ -80,21 +81,19 @@ def summarize(results: list[dict], control: str) -> dict:
 
 def table(summary: dict, control: str) -> str:
     """Markdown: mean +- margin; bold where the paired difference excludes zero."""
-    columns = [c for c in COLUMNS if c[0] in next(iter(summary.values()))]
+    columns = [key for key in COLUMNS if key in next(iter(summary.values()))]
     lines = [
-        "| phase | " + " | ".join(title for _, title, _ in columns) + " |",
+        "| phase | " + " | ".join(MEASURES[key].title for key in columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
     for phase, row in summary.items():
         cells = []
-        for key, _, factor in columns:
-            entry = row[key]
-            digits = 1 if factor == 100 else 3
+        for key in columns:
             text = (
-                f"{entry['mean'] * factor:.{digits}f}"
-                f" ± {entry['margin'] * factor:.{digits}f}"
+                f"{format_value(key, row[key]['mean'])}"
+                f" ± {format_value(key, row[key]['margin'])}"
             )
-            certain = abs(entry["difference"]) > entry["difference_margin"]
+            certain = abs(row[key]["difference"]) > row[key]["difference_margin"]
             cells.append(f"**{text}**" if phase != control and certain else text)
         lines.append(f"| {phase} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

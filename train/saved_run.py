@@ -1,0 +1,163 @@
+"""A finished run, read back: its configuration, model and the states of its phases.
+
+May import jax, ``ml_collections`` and ``train``'s own modules; ``loop`` only inside
+functions, because it imports this module's importer.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from train.workdir import ConfigError
+
+
+class Run:
+    """A trained run: its config, model and the states of its phases.
+
+    Attributes:
+      name, workdir, config (its phases are those chosen), model, states (dict phase ->
+      TrainState), notes (what is missing, one line each).
+    """
+
+    def __init__(self, workdir, num_classes: int | None = None, *, phases=None):
+        self.workdir = Path(workdir)
+        self.name = self.workdir.absolute().name
+        self.config = load_config(self.workdir)
+        if phases:
+            self.config.phases = choose_phases(self.config, phases)
+        self.data = None
+        if num_classes is None:
+            from train import loop
+
+            self.data = loop.load_data(self.config)
+            num_classes = self.data.num_classes
+        self.model, self.states, self.notes = load_states(
+            self.config, num_classes, self.workdir
+        )
+
+
+def load_config(workdir: Path):
+    """The configuration of a run.
+
+    Raises:
+      ConfigError: there is no run in the folder.
+    """
+    from ml_collections import ConfigDict
+
+    try:
+        return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{workdir} holds no run (no config.json); "
+            f"train one first: python -m train --workdir={workdir}"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{workdir}/config.json is not valid: {error}") from None
+
+
+def choose_phases(config, names) -> tuple:
+    """The phases of these names, in the order of the run.
+
+    Raises:
+      ConfigError: one of them is none of the run's.
+    """
+    unknown = sorted(set(names) - set(config.phases))
+    if unknown:
+        raise ConfigError(
+            f"the run has no phase {unknown[0]!r}; it has {', '.join(config.phases)}"
+        )
+    return tuple(name for name in config.phases if name in names)
+
+
+def _tuples(tree):
+    """Lists become the tuples that they were before JSON; models must be hashable."""
+    if isinstance(tree, dict):
+        return {key: _tuples(branch) for key, branch in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def load_states(config, num_classes: int, workdir: Path):
+    """The model and the newest checkpoint of every phase.
+
+    Returns:
+      (model, dict phase -> TrainState, notes): the notes name phases without one.
+
+    Raises:
+      ConfigError: no phase has a checkpoint, or one is of another model.
+      CheckpointError: a checkpoint cannot be read.
+    """
+    from train import checkpoint, loop
+    from train import state as states
+
+    model = loop.make_model(config, num_classes)
+    tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
+    like = jax.eval_shape(
+        lambda: states.create_state(
+            jax.random.key(0),
+            model,
+            tx,
+            config.image_size,
+            ema=config.get("ema_decay", 0) > 0,
+        )
+    )
+    loaded, notes = {}, []
+    for phase in config.phases:
+        folder = workdir / "checkpoints" / phase
+        restored = None
+        if folder.is_dir():
+            with checkpoint.open_manager(folder) as manager:
+                _check_same_model(manager, like, workdir)
+                restored = checkpoint.restore(manager, like)
+        if restored is None:
+            notes.append(f"phase {phase} has no checkpoint yet and is left out")
+        else:
+            loaded[phase] = jax.tree.map(jnp.asarray, restored[0])
+    if not loaded:
+        raise ConfigError(
+            f"no checkpoint in {workdir}/checkpoints; "
+            f"train first: python -m train --workdir={workdir}"
+        )
+    return model, loaded, notes
+
+
+def _check_same_model(manager, like, workdir):
+    """ConfigError if the newest checkpoint holds arrays of other names or shapes."""
+    import orbax.checkpoint as ocp
+
+    step = manager.latest_step()
+    if step is None:
+        return
+    folder = Path(manager.directory) / str(step)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder / "state")
+        saved = _shapes(metadata.item_metadata.tree)
+    except Exception:  # noqa: BLE001
+        return  # restoring will say what is damaged
+    wanted = _shapes(like)
+    different = sorted(
+        name
+        for name in saved.keys() | wanted.keys()
+        if name.startswith(("params", "batch_stats"))
+        and saved.get(name) != wanted.get(name)
+    )
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"checkpoint {folder} is of another model than {workdir}/config.json "
+            f"describes: {name} is {saved.get(name, 'absent')} there and "
+            f"{wanted.get(name, 'absent')} here"
+        )
+
+
+def _shapes(tree) -> dict:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path): tuple(
+            leaf.shape
+        )
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
