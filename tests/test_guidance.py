@@ -187,7 +187,6 @@ class TestRelativeStep:
                         together[i], beside_nan[i], rtol=1e-4, atol=1e-5
                     )
 
-
     def test_rounding_is_no_direction(self):
         # A map of one lit cell is the same distribution at any strength: the true
         # gradient is zero, and float32 leaves some 1e-8 of it.
