@@ -9,15 +9,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from train import command
+
 DEFAULT_CONFIG = "configs/quickstart.py"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "The configuration file; single fields change with --config.FIELD=VALUE."
-    f" {DEFAULT_CONFIG} if absent.",
-    lock_config=True,
-)
+command.define_config(DEFAULT_CONFIG)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/NAME, after the config's file, if absent."
 )
@@ -69,7 +65,7 @@ def main(argv):
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         print(f"{workdir}: {devices}", flush=True)
     try:
-        loop.train_and_evaluate(_CONFIG.value, workdir, profile=profile)
+        loop.train_and_evaluate(flags.FLAGS.config, workdir, profile=profile)
     except ValueError as error:
         # ConfigError, DatasetError and CheckpointError say one line each.
         if type(error) is ValueError:
@@ -118,26 +114,7 @@ def parse_window(text):
     return int(first), int(last)
 
 
-def parse_flags(argv):
-    """The arguments that are left; a flag that cannot be is one line, exit status 2."""
-    if not any(a.lstrip("-").split("=")[0] == "config" for a in argv):
-        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
-    try:
-        rest = flags.FLAGS(argv)
-        # Here, not later: what went wrong in the config's file.
-        getattr(_CONFIG.value, "is_locked")  # noqa: B009
-        return rest
-    except (AttributeError, KeyError) as error:
-        while isinstance(error.args[0], Exception):
-            error = error.args[0]
-        text = f"no config field {error.args[0]}"
-    except (flags.Error, TypeError, ValueError, OSError, ImportError) as error:
-        text = str(error).removeprefix("Configuration is not available because of an ")
-    print("error:", " ".join(text.split()), file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
     # Read when jax loads XLA: its C++ warnings are of no use to the reader of a run.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command.make_parser(DEFAULT_CONFIG))

@@ -11,22 +11,10 @@ import re
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/imagenet_resnet50.py", lock_config=True
-)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "v5e:4x4", "Slice to compile for: v4:2x2x4, v5e:16x16, v5p:4x4x8, ..."
-)
-_PHASE = flags.DEFINE_string(
-    "phase", None, "Phase whose step to compile; the last guided one if absent."
-)
-_NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", 1000, "Of the data set, which need not be there."
-)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+from train import command
 
+DEFAULT_CONFIG = "configs/imagenet_resnet50.py"
 AXIS = "devices"
 # Memory of a chip in GiB, from Google's documentation of Cloud TPU.
 CHIP_GIB = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
@@ -260,16 +248,32 @@ def run(config, topology, phase_name=None, num_classes=1000) -> tuple[dict, str]
     return rows, report(config, topology, name, rows, len(devices))
 
 
+def define_flags():
+    """Not at import: other commands have flags of these names."""
+    command.define_config(DEFAULT_CONFIG)
+    flags.DEFINE_string(
+        "topology", "v5e:4x4", "Slice to compile for: v4:2x2x4, v5e:16x16, v5p:4x4x8."
+    )
+    flags.DEFINE_string(
+        "phase", None, "Phase whose step to compile; the last guided one if absent."
+    )
+    flags.DEFINE_integer(
+        "num_classes", 1000, "Of the data set, which need not be there."
+    )
+    flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
+
+
 def main(argv):
     del argv
+    given = flags.FLAGS
     try:
         rows, text = run(
-            _CONFIG.value, _TOPOLOGY.value, _PHASE.value, _NUM_CLASSES.value
+            given.config, given.topology, given.phase, num_classes=given.num_classes
         )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(rows) if _JSON.value else text)
+    print(json.dumps(rows) if given.json else text)
     return 0
 
 
@@ -277,4 +281,5 @@ if __name__ == "__main__":
     # No TPU is looked for; the compiler is asked for by name.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main)
+    define_flags()
+    app.run(main, flags_parser=command.make_parser(DEFAULT_CONFIG))

@@ -1,0 +1,211 @@
+"""The step for machines that are not here: lowered for them, compiled for a slice."""
+
+import importlib.util
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from configs import default
+from ibsgl_jax import bottleneck, models
+from ibsgl_jax.feature_stats import Moments
+from tests import tiny_run
+from train import compile as ahead
+from train import loop
+from train import state as states
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+def small_config():
+    config = tiny_run.make_config("runs/data")
+    with config.unlocked():
+        config.image_size = 24
+    return config
+
+
+def make_batch(config):
+    generator = np.random.default_rng(0)
+    side, size = config.image_size, config.batch_size
+    return {
+        "image": generator.integers(0, 256, (size, side, side, 3), np.uint8),
+        "label": generator.integers(0, 10, size).astype(np.int32),
+        "place": np.arange(size, dtype=np.int32),
+    }
+
+
+def make_state(config, model):
+    tx = states.make_optimizer(config.optimizer, states.make_schedule(1e-3, 1000, 0))
+    return tx, states.create_state(jax.random.key(0), model, tx, config.image_size)
+
+
+class TestCompileStep:
+    def test_is_the_step_that_training_takes(self):
+        """shard_map here, pmap there: in particular no gradient summed twice."""
+        config, phase = small_config(), default.plain_phase(learning_rate=1e-3)
+        config.optimizer.name = "sgd"
+        compiled = ahead.compile_step(config, phase, jax.devices()[:4], 10)
+        model = loop.make_model(config, 10, axis_name=ahead.AXIS)
+        tx, state = make_state(config, model)
+        state, batch = jax.device_get(state), make_batch(config)
+        one, sums = compiled(
+            *jax.device_put((state, batch), compiled.input_shardings[0])
+        )
+        step = loop.make_step(config, phase, 1000, generation=0, model=model, tx=tx)
+        step = jax.pmap(
+            step,
+            axis_name=loop.AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=jax.devices()[:4],
+        )
+        shards = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), batch)
+        other, expected = step(state, shards)
+        chex.assert_trees_all_close(
+            jax.device_get(sums), jax.device_get(expected), rtol=1e-5
+        )
+        chex.assert_trees_all_close(
+            jax.device_get(one.params), jax.device_get(other.params), rtol=1e-5
+        )
+
+    def test_measures_guided_beside_plain(self):
+        config = small_config()
+        rows = {
+            name: ahead.measure(
+                ahead.compile_step(config, phase, jax.devices()[:4], 10)
+            )
+            for name, phase in (("plain", config.plain), ("guided", config.guided))
+        }
+        for row in rows.values():
+            assert row["memory"] > row["memory_temporary"] > 0 and row["flops"] > 0
+            # At least the gradient of every parameter crosses, in float32.
+            assert row["collective_bytes"] > 4 * 1000
+            assert row["by_kind"]["all-reduce"][0] == row["collectives"]
+        assert rows["guided"]["collective_bytes"] > rows["plain"]["collective_bytes"]
+        text = ahead.report(config, "v5e:2x2", "guided", rows, 4)
+        assert "| plain | guided | ratio |" in text and "of 16 GiB a chip" in text
+
+    def test_refuses_a_batch_that_does_not_divide(self):
+        with pytest.raises(ahead.CompileError, match="not divisible by 3 chips"):
+            ahead.compile_step(
+                small_config(), default.plain_phase(), jax.devices()[:3], 10
+            )
+
+
+class TestCountCollectives:
+    def test_by_hand(self):
+        text = """
+  %all-reduce.1 = f32[8,4]{1,0} all-reduce(%a), replica_groups={}
+  %all-reduce-start.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce-start(%b, %c)
+  %all-reduce-done.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce-done(%all-reduce-start.2)
+  ROOT %all-gather.3 = u8[16]{0} all-gather(%d), dimensions={0}
+  %add.4 = f32[8,4]{1,0} add(%all-reduce.1, %all-reduce.1)
+"""
+        assert ahead.count_collectives(text) == {
+            "all-reduce": (2, 8 * 4 * 4 + 3 * 4 + 4 * 2),
+            "all-gather": (1, 16),
+        }
+
+
+class TestChoosePhase:
+    def test_is_the_last_guided_one(self):
+        config = small_config()
+        assert ahead.choose_phase(config) == "guided"
+        assert ahead.choose_phase(config, "control") == "control"
+        with pytest.raises(ahead.CompileError, match="no phase 'other'"):
+            ahead.choose_phase(config, "other")
+
+
+class TestDescribe:
+    def test_says_that_libtpu_is_missing(self, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ahead.CompileError, match="pip install"):
+            ahead.describe("v5e:2x2")
+
+
+class TestLowering:
+    """jax.export lowers for platforms that are not here; it runs nothing."""
+
+    @pytest.mark.parametrize("name", ["small_resnet", "vgg16"])
+    def test_guided_step(self, name):
+        config = small_config()
+        with config.unlocked():
+            config.model = name
+            config.dtype = "bfloat16"
+            if name == "vgg16":
+                config.model_options = {}
+                config.model_options.stage_widths = (4, 4, 4, 4, 4)
+                config.model_options.dense_features = 8
+                config.image_size = 32
+        model = loop.make_model(config, 10)
+        tx, state = make_state(config, model)
+        step = loop.make_step(
+            config, config.guided, 10, generation=0, model=model, tx=tx, axis_name=None
+        )
+
+        def flat_step(leaves, batch):  # export takes plain containers only
+            after, sums = step(jax.tree.unflatten(structure, leaves), batch)
+            return jax.tree.leaves(after), sums
+
+        leaves, structure = jax.tree.flatten(state)
+        exported = export.export(jax.jit(flat_step), platforms=("tpu", "cuda"))(
+            leaves, make_batch(config)
+        )
+        assert set(exported.platforms) == {"tpu", "cuda"}
+        assert exported.mlir_module().count("stablehlo.convolution") > 0
+        assert [x.shape for x in exported.out_avals[: len(leaves)]] == [
+            x.shape for x in leaves
+        ]
+
+    @pytest.mark.parametrize("kind", ["pooled", "generic"])
+    def test_attribution(self, kind):
+        kernel, bias = jnp.ones((6, 5)), jnp.zeros(5)
+
+        def attribute(key, features, labels):
+            head = models.PooledLinear(kernel, bias)
+            head_fn = head if kind == "pooled" else lambda a: head(jnp.square(a))
+            moments = Moments(
+                jnp.zeros((4, 4, 6)), jnp.ones((4, 4, 6)), jnp.ones((4, 4, 6), bool)
+            )
+            return bottleneck.attribute(
+                key, head_fn, features, labels, moments
+            ).saliency
+
+        exported = export.export(jax.jit(attribute), platforms=("tpu", "cuda"))(
+            jax.random.key(0), jnp.ones((2, 4, 4, 6)), jnp.zeros(2, jnp.int32)
+        )
+        assert set(exported.platforms) == {"tpu", "cuda"}
+        assert exported.out_avals[0].shape == (2, 4, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu"
+)
+class TestTpu:
+    def test_compiles_for_a_slice(self):
+        config = small_config()
+        with config.unlocked():
+            config.dtype = "bfloat16"
+        rows, text = ahead.run(config, "v5e:2x2", num_classes=10)
+        assert list(rows) == ["plain", "guided"]
+        assert rows["guided"]["by_kind"]["all-reduce"][0] > 0
+        assert 1.0 < rows["guided"]["flops"] / rows["plain"]["flops"] < 2.0
+        assert "fits:" in text
+
+    def test_refuses_what_does_not_fit(self):
+        config = small_config()
+        with config.unlocked():
+            config.model_options = {}
+            config.model_options.num_filters = 64
+            config.image_size = 256
+        config.batch_size = 4 * 1024
+        with pytest.raises(ahead.CompileError, match="images on a chip need"):
+            ahead.run(config, "v5e:2x2", num_classes=10)
+
+    def test_unknown_slice(self):
+        with pytest.raises(ahead.CompileError, match="topology 'v5e:banana'"):
+            ahead.describe("v5e:banana")
