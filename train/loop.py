@@ -213,7 +213,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
                     last = checkpoint.latest_path(manager) or "none yet"
                     raise NonFiniteError(
                         f"{error}; last good checkpoint: {last}"
-                    ) from (None)
+                    ) from None
 
         def save(step):
             log.sync()
