@@ -161,7 +161,6 @@ def truncate(folder, generator):
 
 
 def flip_bit(folder, generator):
-    """Some fall where nothing is read: those lose nothing and are not noticed."""
     path = largest_file(folder)
     data = bytearray(path.read_bytes())
     data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)

@@ -60,8 +60,18 @@ def largest_file(folder):
 
 
 def flip(path):
-    """One bit in each half kilobyte: a single one may fall where nothing is read."""
+    """One bit in the middle."""
     data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def flip_unsealed(folder):
+    """As after a kill that left no time for the files' checksums."""
+    (folder / checkpoint.FILES).unlink()
+    path = largest_file(folder)
+    data = bytearray(path.read_bytes())
+    # A single bit may fall where nothing is read.
     for i in range(30, len(data), 512):
         data[i] ^= 1
     path.write_bytes(data)
@@ -69,6 +79,11 @@ def flip(path):
 
 DAMAGES = {
     "flipped": lambda folder: flip(largest_file(folder)),
+    "flipped, not sealed": flip_unsealed,
+    "smallest file deleted": lambda folder: min(
+        (path for path in folder.rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    ).unlink(),
     "truncated": lambda folder: os.truncate(largest_file(folder), 1000),
     "deleted": lambda folder: largest_file(folder).unlink(),
     "accuracy cut": lambda folder: (folder / "metrics" / "metrics").write_text('{"a'),
@@ -131,6 +146,24 @@ class TestRestore:
             assert 4 not in manager.all_steps()
             save(manager, state, 4, 0.3)
         assert int(restore(folder, state)[0].step) == 4
+
+    def test_names_the_file(self, folder, state, caplog):
+        path = largest_file(folder / "4")
+        flip(path)
+        with caplog.at_level(logging.WARNING, logger="train"):
+            restore(folder, state)
+        name = path.relative_to(folder / "4")
+        assert f"its file {name} has changed" in caplog.text
+
+    def test_arrays_have_a_checksum_of_their_own(self, folder, state, caplog):
+        """Whole files with other numbers in them, as orbax would restore silently."""
+        (folder / "4" / checkpoint.FILES).unlink()
+        shutil.rmtree(folder / "4" / "state")
+        shutil.copytree(folder / "3" / "state", folder / "4" / "state")
+        with caplog.at_level(logging.WARNING, logger="train"):
+            restored, _ = restore(folder, state)
+        assert "do not match their checksum" in caplog.text
+        assert int(restored.step) == 3
 
     def test_two_damaged_are_passed_over(self, folder, state):
         DAMAGES["flipped"](folder / "4")

@@ -287,6 +287,7 @@ class TestDiskFull:
 
         def save_less(manager, state, **options):
             if int(jax.device_get(state.step)) == 8:
+                manager.wait_until_finished()
                 # Every file from here on is cut short, as on a full disk.
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
             save(manager, state, **options)

@@ -20,9 +20,9 @@ GUIDED = dict(
     config=guidance.GuidanceConfig(step_size=0.3), mu=lambda step: 3.0, decay=0.9
 )
 LEARNING_RATE = 0.1
+
 # XLA's passes are what a test is about; LLVM's would only take longer.
-QUICK = {"xla_backend_optimization_level": 0}
-jit = functools.partial(jax.jit, compiler_options=QUICK)
+pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 def make_model(**options):
@@ -78,7 +78,7 @@ def shard(batch, num_devices):
 
 
 @pytest.fixture(scope="module", params=["plain", "guided"])
-def runs(request):
+def runs(request, compile_cache):
     """Three steps on one device and on eight, with the traces counted."""
     model = make_model(axis_name=AXIS)
     outcome = {}
@@ -157,13 +157,13 @@ class TestGuidedStep:
         state = create_state(model)
         options = {"teacher": teacher}
         step = make_step("guided", model, **options)
-        after, sums = jit(step)(state, batch)
+        after, sums = jax.jit(step)(state, batch)
 
         images = steps.normalize_images(batch["image"], **IMAGE_STATS)
         apply = functools.partial(
             model.apply, train=True, method="features", mutable=["batch_stats"]
         )
-        features, _ = apply(state.variables, images)
+        features, _ = jax.jit(apply)(state.variables, images)
         stats = feature_stats.update_moving(state.feature_stats, features, decay=0.9)
         key = jax.random.fold_in(jax.random.key(7), 0)
         keys = jax.vmap(
@@ -174,7 +174,7 @@ class TestGuidedStep:
             given = jax.image.resize(
                 batch["mask"].astype(jnp.float32), features.shape[:3], "linear"
             )
-        guide = jit(functools.partial(guidance.guide, config=GUIDED["config"]))
+        guide = jax.jit(functools.partial(guidance.guide, config=GUIDED["config"]))
         target = guide(
             keys,
             make_head_fn(model, state.variables),
@@ -194,7 +194,7 @@ class TestGuidedStep:
             )
             return jnp.mean(task + 3.0 * losses.feature_kl(features, target))
 
-        loss, gradient = jit(jax.value_and_grad(loss_fn))(state.params)
+        loss, gradient = jax.jit(jax.value_and_grad(loss_fn))(state.params)
         moved = jax.tree.map(
             lambda old, new: (old - new) / LEARNING_RATE, state.params, after.params
         )
@@ -206,8 +206,8 @@ class TestGuidedStep:
     def test_guidance_changes_the_step(self):
         model, batch = make_model(), make_batch(8)
         state = create_state(model)
-        plain, _ = jit(make_step("plain", model))(state, batch)
-        guided, sums = jit(make_step("guided", model, teacher="mask"))(state, batch)
+        plain, _ = jax.jit(make_step("plain", model))(state, batch)
+        guided, sums = jax.jit(make_step("guided", model, teacher="mask"))(state, batch)
         change = optax.tree.norm(optax.tree.sub(guided.params, plain.params))
         assert float(change) > 1e-3
         # 0.3 but for what the ReLU of A' cuts off.
@@ -220,7 +220,7 @@ class TestGuidedStep:
         """The batch in another order, with its places, makes the same step."""
         model, batch = make_model(), make_batch(8)
         state = create_state(model)
-        step = jit(make_step("guided", model))
+        step = jax.jit(make_step("guided", model))
         order = np.random.default_rng(1).permutation(8)
         shuffled = {name: value[order] for name, value in batch.items()}
         moved, one = step(state, batch)
@@ -237,14 +237,16 @@ class TestPrecision:
         """Maps, bottleneck, divergence and statistics of a bfloat16 model: float32."""
         model, batch = make_model(dtype=jnp.bfloat16), make_batch(8)
         state = create_state(model)
-        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
-        features = model.apply(state.variables, images, method="features")
+        features = jax.eval_shape(
+            lambda images: model.apply(state.variables, images, method="features"),
+            jnp.zeros(batch["image"].shape),
+        )
         assert features.dtype == jnp.bfloat16
         assert {x.dtype for x in jax.tree.leaves(state.variables)} == {
             np.dtype("float32")
         }
         step = make_step("guided", model)
-        after, sums = jit(step)(state, batch)
+        after, sums = jax.jit(step)(state, batch)
         chex.assert_trees_all_equal_dtypes(state, after)
         assert {x.dtype for x in jax.tree.leaves(sums)} == {np.dtype("float32")}
         assert all(np.isfinite(x) for x in jax.tree.leaves(jax.device_get(sums)))
@@ -256,7 +258,7 @@ class TestPrecision:
                 f"= {name} " in line for name in ("exp", "log", "log1p", "logistic")
             ):
                 assert "bf16" not in line, line
-        float32, full = jit(make_step("guided", make_model()))(state, batch)
+        float32, full = jax.jit(make_step("guided", make_model()))(state, batch)
         del float32
         for name in ("task_loss", "saliency_loss", "kl"):
             np.testing.assert_allclose(
@@ -270,8 +272,10 @@ class TestOptions:
         model, batch = make_model(), make_batch(8)
         state = create_state(model)
         halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
-        after, sums = jit(make_step("plain", model, accumulate_steps=2))(state, batch)
-        plain = jit(make_step("plain", model))
+        after, sums = jax.jit(make_step("plain", model, accumulate_steps=2))(
+            state, batch
+        )
+        plain = jax.jit(make_step("plain", model))
         first, one = plain(state, halves[0])
         # The second part sees the same parameters, and the first one's statistics.
         second, two = plain(state.replace(batch_stats=first.batch_stats), halves[1])
@@ -287,7 +291,7 @@ class TestOptions:
         model, batch = make_model(), make_batch(8)
         state = create_state(model)
         step = make_step("guided", model, accumulate_steps=2, teacher="mask")
-        after, sums = jit(step)(state, batch)
+        after, sums = jax.jit(step)(state, batch)
         # decay 0.9 a part: 4 examples, then 0.9 * 4 + 4.
         np.testing.assert_allclose(float(after.feature_stats.count), 7.6, rtol=1e-6)
         assert float(sums["kl"][1]) == 8
@@ -297,7 +301,7 @@ class TestOptions:
         state = create_state(model).replace(step=np.int32(89))
         state = state.replace(ema_params=jax.tree.map(np.copy, state.params))
         step = make_step("plain", model, ema_decay=0.75)
-        after, _ = jit(step)(state, batch)
+        after, _ = jax.jit(step)(state, batch)
         expected = jax.tree.map(
             lambda old, new: 0.75 * old + 0.25 * new, state.params, after.params
         )
@@ -306,7 +310,7 @@ class TestOptions:
 
     def test_nonfinite_step_is_skipped_and_counted(self):
         model, batch = make_model(), make_batch(8)
-        step = jit(make_step("plain", model, skip_nonfinite=True))
+        step = jax.jit(make_step("plain", model, skip_nonfinite=True))
         state = create_state(model)
         good, sums = step(state, batch)
         assert float(sums["skipped"][0]) == 0 and float(sums["loss"][1]) == 8
@@ -339,9 +343,9 @@ class TestOptions:
     def test_mixup_changes_the_step_and_is_off_by_default(self):
         model, batch = make_model(), make_batch(8)
         state = create_state(model)
-        _, off = jit(make_step("plain", model))(state, batch)
-        _, zero = jit(make_step("plain", model, mixup=0.0))(state, batch)
-        _, mixed = jit(make_step("plain", model, mixup=0.4))(state, batch)
+        _, off = jax.jit(make_step("plain", model))(state, batch)
+        _, zero = jax.jit(make_step("plain", model, mixup=0.0))(state, batch)
+        _, mixed = jax.jit(make_step("plain", model, mixup=0.4))(state, batch)
         assert float(off["loss"][0]) == float(zero["loss"][0])
         assert abs(float(off["loss"][0]) - float(mixed["loss"][0])) > 1e-3
 
@@ -360,7 +364,7 @@ class TestConvolutions:
         batch = make_batch(4)
         counts = {}
         for kind in ("plain", "guided"):
-            lowered = jit(make_step(kind, model)).lower(state, batch)
+            lowered = jax.jit(make_step(kind, model)).lower(state, batch)
             lowered_count = lowered.as_text().count("stablehlo.convolution")
             hlo = lowered.compile().as_text()
             compiled_count = hlo.count(" convolution(") + hlo.count("onednn$conv")
@@ -379,7 +383,7 @@ class TestEvalStep:
         batch = make_batch(8)
         box = np.tile(np.float32([0.2, 0.2, 0.8, 0.8]), (8, 1))
         batch |= {"bbox": box, "example_mask": np.ones(8, np.float32)}
-        step = jit(
+        step = jax.jit(
             functools.partial(steps.eval_step, model=model, image_stats=IMAGE_STATS)
         )
         short = {name: value[:5] for name, value in batch.items()}

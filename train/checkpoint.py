@@ -15,10 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from train.workdir import write_text
+
 LOGGER = logging.getLogger("train")
 # The newest ones kept, beside the best by validation accuracy.
 NUM_LATEST = 2
 TRASH = "trash"
+# In a checkpoint's folder once it is whole: the checksum of every other file.
+FILES = "files.json"
 
 
 class CheckpointError(ValueError):
@@ -77,6 +81,7 @@ def wait(manager):
     """
     with _save_errors(manager):
         manager.wait_until_finished()
+        _seal(manager)
 
 
 def latest_path(manager):
@@ -131,6 +136,7 @@ def save(manager, state, *, accuracy: float, meta: dict):
     meta = {**meta, "checksum": checksum((arrays, _bytes(meta)))}
     with _save_errors(manager):
         manager.wait_until_finished()  # the save before this one
+        _seal(manager)
         if jax.process_index() == 0:
             shutil.rmtree(Path(manager.directory) / TRASH, ignore_errors=True)
         manager.save(
@@ -140,6 +146,7 @@ def save(manager, state, *, accuracy: float, meta: dict):
             ),
             metrics={"accuracy": float(accuracy)},
         )
+        manager.unsealed = step
 
 
 def restore(manager, like):
@@ -162,6 +169,7 @@ def restore(manager, like):
     damaged = []
     for step in steps:
         try:
+            _check_files(Path(manager.directory) / str(step))
             # Orbax raises whatever the damaged file provokes.
             saved = manager.restore(
                 step,
@@ -237,6 +245,35 @@ def _wait(name):
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def _seal(manager):
+    """Record the files of the checkpoint that was saved last."""
+    step = getattr(manager, "unsealed", None)
+    if step is None or jax.process_index() != 0:
+        return
+    folder = Path(manager.directory) / str(step)
+    sums = {
+        str(path.relative_to(folder)): zlib.crc32(path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != FILES
+    }
+    write_text(folder / FILES, json.dumps(sums, indent=0))
+    manager.unsealed = None
+
+
+def _check_files(folder: Path):
+    """Raise CheckpointError unless every file is what it was when it was sealed."""
+    # A run that was killed right after a save had no time to seal it; then the
+    # checksum of the arrays has to do.
+    if not (folder / FILES).exists():
+        return
+    for name, expected in json.loads((folder / FILES).read_text()).items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"its file {name} is missing")
+        if zlib.crc32(path.read_bytes()) != expected:
+            raise CheckpointError(f"its file {name} has changed")
 
 
 def checksum(tree) -> int:
