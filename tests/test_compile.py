@@ -95,6 +95,17 @@ class TestCompileStep:
             )
 
 
+class TestRepeatedFlops:
+    def test_grows_with_the_steps_that_the_compiler_does_not_count(self):
+        config = small_config()
+        config.guided.bottleneck.num_steps = 3
+        two = ahead.repeated_flops(config, config.guided, 4, 10)
+        config.guided.bottleneck.num_steps = 11
+        ten = ahead.repeated_flops(config, config.guided, 4, 10)
+        assert two > 4 * 4 * 4 * 8 and ten == pytest.approx(5 * two)
+        assert ahead.repeated_flops(config, config.plain, 4, 10) == 0
+
+
 class TestCountCollectives:
     def test_by_hand(self):
         text = """

@@ -139,7 +139,8 @@ def measure(compiled) -> dict:
     """Memory in bytes and work of one chip, and its collectives.
 
     flops and bytes_accessed are the compiler's own count, which takes the body of a
-    loop once, not times its trip count; ``memory`` is what lives at the worst moment.
+    loop once, not times its trip count (see ``repeated_flops``); ``memory`` is what
+    lives at the worst moment.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     collectives = count_collectives(compiled.as_text())
@@ -156,6 +157,58 @@ def measure(compiled) -> dict:
         "collective_bytes": sum(volume for _, volume in collectives.values()),
         "by_kind": {kind: list(pair) for kind, pair in collectives.items()},
     }
+
+
+def repeated_flops(config, phase, num_images: int, num_classes: int) -> float:
+    """Operations of the bottleneck's steps after the first, for a batch of one chip.
+
+    From above: each is taken to cost as much as a whole attribution of one step,
+    preparations included. 0 for a phase without a bottleneck.
+    """
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from ibsgl_jax import bottleneck, feature_stats
+    from ibsgl_jax.models import make_head_fn
+    from train import loop
+
+    if phase.method != "guided" or phase.teacher == "mask":
+        return 0.0
+    options = loop.guidance_config(phase).bottleneck
+    model = loop.make_model(config, num_classes)
+
+    def features_and_variables(key, images):
+        variables = model.init(key, images)
+        return model.apply(variables, images, method="features"), variables
+
+    side = config.image_size
+    features, variables = jax.eval_shape(
+        features_and_variables,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((num_images, side, side, 3), jnp.float32),
+    )
+
+    def attribute(key, variables, features, labels, stats):
+        moments = feature_stats.moments(stats)
+        return bottleneck.attribute(
+            key,
+            make_head_fn(model, variables),
+            features,
+            labels,
+            moments,
+            config=dataclasses.replace(options, num_steps=1),
+        ).saliency
+
+    lowered = jax.jit(attribute).lower(
+        jax.random.key(0),
+        variables,
+        features,
+        jax.ShapeDtypeStruct((num_images,), jnp.int32),
+        jax.eval_shape(lambda: feature_stats.init(features.shape[1:])),
+    )
+    return (options.num_steps - 1) * lowered.cost_analysis()["flops"]
 
 
 def count_collectives(hlo: str) -> dict:
@@ -207,7 +260,7 @@ def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
         ("memory", "memory", "GiB", 2**30),
         ("memory_temporary", "of which temporary", "GiB", 2**30),
         ("flops", "operations", "GFLOP", 1e9),
-        ("bytes_accessed", "bytes accessed", "GiB", 2**30),
+        ("bytes_accessed", "bytes accessed (a loop once)", "GiB", 2**30),
         ("collectives", "collectives", "", 1),
         ("collective_bytes", "their volume", "MiB", 2**20),
     ):
@@ -236,6 +289,9 @@ def run(config, topology, phase_name=None, num_classes=1000) -> tuple[dict, str]
     for title, phase in (("plain", default.plain_phase()), (name, config[name])):
         key = title if title not in rows else f"{title} (again)"
         rows[key] = measure(compile_step(config, phase, devices, num_classes))
+        rows[key]["flops"] += repeated_flops(
+            config, phase, config.batch_size // len(devices), num_classes
+        )
     gib = CHIP_GIB.get(topology.split(":")[0])
     most = max(row["memory"] for row in rows.values())
     if gib and most > gib * 2**30:
