@@ -155,6 +155,20 @@ class TestRestore:
         name = path.relative_to(folder / "4")
         assert f"its file {name} has changed" in caplog.text
 
+    def test_misses_no_file(self, folder):
+        """Whichever is gone; the reading of orbax does not need all of them."""
+        files = [path for path in (folder / "4").rglob("*") if path.is_file()]
+        assert len(files) > 8
+        for path in files:
+            if path.name == checkpoint.FILES:
+                continue
+            data = path.read_bytes()
+            path.unlink()
+            with pytest.raises(checkpoint.CheckpointError, match="is missing"):
+                checkpoint._check_files(folder / "4")
+            path.write_bytes(data)
+        checkpoint._check_files(folder / "4")
+
     def test_arrays_have_a_checksum_of_their_own(self, folder, state, caplog):
         """Whole files with other numbers in them, as orbax would restore silently."""
         (folder / "4" / checkpoint.FILES).unlink()

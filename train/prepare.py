@@ -18,7 +18,7 @@ MANUAL = {
 }
 NEEDS = (
     "pip install tensorflow-cpu tensorflow-datasets array_record pillow "
-    "importlib_resources"
+    "importlib_resources jax"
 )
 
 _DATA_DIR = flags.DEFINE_string(
