@@ -252,8 +252,8 @@ def second_run_test(runs, reference) -> dict:
     first = runs.start(workdir)
     while first.poll() is None and not (workdir / "config.json").exists():
         time.sleep(0.01)
-    other = subprocess.Popen(first.args, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    _, text = other.communicate()
+    other = subprocess.run(first.args, cwd=ROOT, capture_output=True, text=True)
+    text = other.stderr
     refused = other.returncode == 2 and "another run is writing" in text
     same = first.wait() == 0 and runs.outcome(workdir) == reference
     return {"times": 1, "lost": int(not (refused and same))}
