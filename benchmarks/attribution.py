@@ -49,10 +49,7 @@ def random_variables(model, side):
 
 def make_variants(model, variables, images, inner_layer, methods):
     """dict name -> (function of images, how many of the images it takes)."""
-    # The weights are arguments of the compiled functions, not constants inside.
-    features_fn = jax.tree_util.Partial(
-        lambda variables, x: model.apply(variables, x, method="features"), variables
-    )
+    features_fn = models.make_features_fn(model, variables)
     head_fn = models.make_head_fn(model, variables)
     tapped_fn = attribution.make_tapped_fn(model, variables)
     num_images = len(images)

@@ -435,11 +435,6 @@ def _export(arguments: argparse.Namespace) -> int:
     features_fn, head_fn = command_inputs.split_model(loaded, arguments.layer)
     moments = None
     if method == "ib":
-        known = command_inputs.known_moments(arguments, loaded)
-        if arguments.stats is None and known is None:
-            raise CommandError(
-                "the bottleneck needs feature statistics: give --stats FOLDER"
-            )
 
         def blocks(paths):
             size = min(arguments.chunk_size, len(paths))

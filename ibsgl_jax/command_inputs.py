@@ -176,6 +176,10 @@ def feature_moments(arguments, loaded, features_fn, paths, blocks):
         known = known_moments(arguments, loaded)
         if known is not None:
             return known
+        if not paths:
+            raise CommandError(
+                "the bottleneck needs feature statistics: give --stats FOLDER"
+            )
         if len(paths) < FEW_PHOTOS:
             warn(
                 f"feature statistics come from {len(paths)} of your own photos; "

@@ -27,11 +27,11 @@ from train import state as states
 from train import step as steps
 from train.check import check_config, guidance_config, make_model
 from train.data import pipeline
+from train.splits import AXIS
 from train.watch import NonFiniteError, Trace, Window, memory_bytes
 from train.workdir import ConfigError, PhaseLog, claim, disk_errors
 
 LOGGER = logging.getLogger("train")
-AXIS = "devices"
 # A step's metrics are read this many steps later, so that the device never waits.
 LAG = 2
 # Batches on their way to the device ahead of the step.
