@@ -14,6 +14,7 @@ grain and PIL are imported where they are used.
 """
 
 import functools
+import importlib
 import io
 import operator
 import shutil
@@ -21,7 +22,8 @@ import shutil
 import jax
 import numpy as np
 
-EMBEDDED = "photo_digits"
+# Generated here when absent; each has a package with its builder beside this file.
+EMBEDDED = ("photo_digits", "photo_textures")
 
 # Where a data set keeps its mask, if not in "mask", and the values of the object in it:
 # most annotators agreed (birds); the animal without its unsure rim (pets).
@@ -41,25 +43,24 @@ class DatasetError(ValueError):
 def prepare(dataset, data_dir, **options):
     """Returns the tfds builder of a data set that is ready to be read.
 
-    The embedded set is generated if absent: by process 0, while the others wait.
+    An embedded set is generated if absent: by process 0, while the others wait.
     Everything else must lie prepared in `data_dir`.
 
     Args:
       dataset: tfds name, such as "photo_digits", "photo_digits/shortcut", "cifar10".
       data_dir: folder that holds, or will hold, the prepared data.
-      **options: for photo_digits only, fields of its config, such as `num_train`.
+      **options: for an embedded set only, fields of its config, such as `num_train`.
 
     Raises:
       DatasetError: if the data set is not there, or not as array_record.
-      ValueError: for an unknown config or option of photo_digits.
+      ValueError: for an unknown config or option of an embedded set.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
     name, _, config = dataset.partition("/")
-    if name == EMBEDDED:
-        from train.data.photo_digits import photo_digits_dataset_builder as module
-
+    if name in EMBEDDED:
+        module = importlib.import_module(f"train.data.{name}.{name}_dataset_builder")
         config = module.make_config(config or "independent", **options)
         builder = functools.partial(
             module.Builder, config=config, data_dir=data_dir, file_format="array_record"
@@ -82,7 +83,7 @@ def prepare(dataset, data_dir, **options):
 
 
 def _prepare_once(make_builder):
-    """Generates the embedded set unless it is there; safe beside other processes."""
+    """Generates an embedded set unless it is there; safe beside other processes."""
     from jax.experimental import multihost_utils
 
     wait = jax.process_count() > 1

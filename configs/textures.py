@@ -1,0 +1,15 @@
+"""The quickstart's recipe on another task: materials instead of digits.
+
+    python -m train --config=configs/textures.py
+
+Patches of real materials on real photographs, 48 x 48. Nothing but the data differs
+from the quickstart: its constants were not chosen here.
+"""
+
+from configs import quickstart
+
+
+def get_config():
+    config = quickstart.get_config()
+    config.dataset = "photo_textures/independent"
+    return config

@@ -1,0 +1,137 @@
+"""Patches of real materials on photographs: a tfds builder without download.
+
+A smooth random shape, the same for all classes, is cut out of a picture of a material
+and pasted on a crop of a photograph; the class is the material. Patches are grey, of
+random brightness, contrast and tint, turned and mirrored, so that only the texture
+tells the class. All pictures lie inside the scikit-image and scikit-learn packages; a
+split owns a vertical strip of each. May import tfds, PIL and skimage's files.
+"""
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
+
+from train.data import photos
+
+# Position is the label.
+TEXTURES = {
+    "brick": "brick.png",
+    "grass": "grass.png",
+    "gravel": "gravel.png",
+    "tissue": "ihc.png",
+    "galaxies": "hubble_deep_field.jpg",
+    "moon": "moon.png",
+    "print": "page.png",
+    "handwriting": "text.png",
+}
+# None of them shows one of the materials alone, and each stands behind any class.
+PHOTOS = (
+    ("skimage.data", "astronaut.png"),
+    ("skimage.data", "chelsea.png"),
+    ("skimage.data", "coffee.png"),
+    ("skimage.data", "rocket.jpg"),
+    ("skimage.data", "motorcycle_left.png"),
+    ("sklearn.datasets.images", "china.jpg"),
+    ("sklearn.datasets.images", "flower.jpg"),
+)
+AREA = (0.08, 0.25)  # of the shape, as a share of the image
+TEXELS = (1.2, 2.0)  # pixels of the material's picture per 1/48 of the image
+BRIGHTNESS = (70.0, 185.0)  # mean over the shape
+CONTRAST = (25.0, 50.0)  # standard deviation over the shape
+TINT = 40.0  # largest shift of a channel
+_SUPERSAMPLE = 4
+
+
+def make_config(name: str = "independent", **options) -> photos.PhotoConfig:
+    """Returns the config for some options; see `photos.make_config`."""
+    return photos.make_config(Builder, name, options)
+
+
+class Builder(photos.PhotoBuilder):
+    """Builder of `photo_textures`; prepare it with `file_format="array_record"`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        photos.PhotoConfig(name="independent", description="Photo independent of class")
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.make_info(
+            "Patches of materials on crops of photographs.",
+            tfds.features.ClassLabel(names=list(TEXTURES)),
+        )
+
+    def make_example(self, split, index):
+        return generate_example(self.builder_config, split, index)
+
+
+def generate_example(config: photos.PhotoConfig, split: str, index: int) -> dict:
+    """One example, a function of (config.seed, split, index) alone.
+
+    Returns:
+      Dict of `photos.encode_example` with label (position in `TEXTURES`) and photo
+      (position in `PHOTOS`).
+    """
+    rng = photos.example_rng(config.seed, split, index)
+    label = int(rng.integers(len(TEXTURES)))
+    photo = int(rng.integers(len(PHOTOS)))
+    strip = photos.open_strip(*PHOTOS[photo], split)
+    image = photos.draw_background(rng, strip, config.image_size)
+    alpha = _draw_shape(rng, config.image_size)
+    picture = photos.open_strip("skimage.data", list(TEXTURES.values())[label], split)[
+        0
+    ].convert("L")
+    texture = _draw_texture(rng, picture, alpha)
+    image = (1 - alpha[..., None]) * image + alpha[..., None] * texture
+    image = np.clip(np.round(image), 0, 255).astype(np.uint8)
+    return photos.encode_example(image, alpha, label=label, photo=photo)
+
+
+def _draw_shape(rng, size):
+    """Opacity [size, size] in [0, 1] of a blob: a stretched and dented circle."""
+    angle = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+    radius = np.ones_like(angle)
+    for frequency in range(2, 6):
+        wave = np.cos(frequency * angle + rng.uniform(0, 2 * np.pi))
+        radius += rng.uniform(0, 0.3) / frequency * wave
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    area = 0.5 * abs(x @ np.roll(y, 1) - y @ np.roll(x, 1))
+    scale = size * np.sqrt(rng.uniform(*AREA) / area)
+    corners = []
+    for values in (scale * x, scale * y):
+        low, high = values.min(), values.max()
+        corners.append(values - low + rng.uniform(0, max(size - (high - low), 0)))
+    canvas = Image.new("L", (size * _SUPERSAMPLE,) * 2)
+    outline = (_SUPERSAMPLE * np.stack(corners, 1)).ravel().tolist()
+    ImageDraw.Draw(canvas).polygon(outline, fill=255)
+    return np.asarray(canvas.resize((size, size), Image.BOX), np.float32) / 255
+
+
+def _draw_texture(rng, picture, alpha):
+    """A turned, mirrored part of the picture under the shape, in a random colour."""
+    size = len(alpha)
+    rows, columns = (np.flatnonzero(alpha.any(axis)) for axis in (1, 0))
+    height, width = (s[-1] + 1 - s[0] for s in (rows, columns))
+    inside = alpha[rows[0] : rows[0] + height, columns[0] : columns[0] + width]
+    # A square that holds the shape's box at any angle.
+    side = int(np.ceil(np.hypot(height, width))) + 2
+    texels = rng.uniform(*TEXELS) * 48 / size * side
+    texels = min(texels, *picture.size)
+    # Of a few places the one that shows most: materials have blank parts.
+    patches = [photos.crop_square(rng, picture, texels, side) for _ in range(3)]
+    patch = max(patches, key=lambda p: np.asarray(p, np.float32).std())
+    patch = patch.rotate(rng.uniform(0, 360), Image.BICUBIC)
+    top, left = (side - height) // 2, (side - width) // 2
+    grey = np.asarray(patch, np.float32)[top : top + height, left : left + width]
+    if rng.random() < 0.5:
+        grey = grey[:, ::-1]
+
+    mean = np.average(grey, weights=inside)
+    deviation = np.sqrt(np.average((grey - mean) ** 2, weights=inside))
+    grey = (grey - mean) / max(deviation, 1.0)
+    grey = rng.uniform(*BRIGHTNESS) + rng.uniform(*CONTRAST) * np.clip(grey, -2.5, 2.5)
+    colour = np.zeros((size, size, 3), np.float32)
+    colour[rows[0] : rows[0] + height, columns[0] : columns[0] + width] = grey[
+        ..., None
+    ] + rng.uniform(-TINT, TINT, 3)
+    return colour
