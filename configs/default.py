@@ -26,7 +26,12 @@ def guided_phase(**changes) -> ConfigDict:
     phase.mu = 3.0  # weight of KL(A || A')
     phase.mu_warmup_epochs = 0.0  # linear, from 0
     phase.stats_decay = 0.95  # of the moving feature statistics, per step
-    phase.teacher = "bottleneck"  # or "mask": the object's true mask, an oracle
+    # Whose bottleneck: "bottleneck" (the network's own), "frozen" (of the network that
+    # the phase starts from), "average" (of the moving average; set ema_decay); or
+    # "mask": the object's true mask, an oracle.
+    phase.teacher = "bottleneck"
+    phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
+    phase.every = 1  # steps; 4 guides every fourth and makes the others plain
     phase.guidance = ConfigDict()  # fields of ibsgl_jax.guidance.GuidanceConfig
     phase.guidance.weighting = "elementwise"
     phase.guidance.cross_entropy = "categorical"

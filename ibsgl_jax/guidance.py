@@ -106,6 +106,7 @@ class Guidance(NamedTuple):
       runner_up: int32 [N], class p.
       saliency_c, saliency_p, teacher: float32 [N, H, W]: L^c, L^p and the map that
         L^c should follow (L^ib unless another was given).
+      gate: float32 [N] in {0, 1}, whether suppression applies.
       loss: float32 [N], the saliency loss at A.
       target_loss: float32 [N], the same at A'; below ``loss`` where the step helps.
       relative_move: float32 [N], ||A' - A|| / ||A||, 0 where A is all zero.
@@ -119,6 +120,7 @@ class Guidance(NamedTuple):
     saliency_c: chex.Array
     saliency_p: chex.Array
     teacher: chex.Array
+    gate: chex.Array
     loss: chex.Array
     target_loss: chex.Array
     relative_move: chex.Array
@@ -197,6 +199,7 @@ def guide(
         saliency_c=saliency_c,
         saliency_p=saliency_p,
         teacher=teacher,
+        gate=gate,
         loss=loss,
         target_loss=saliency_loss(target_c, target_p, teacher, gate, config),
         relative_move=jnp.where(norm > 0, move / jnp.where(norm > 0, norm, 1.0), 0.0),

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from ibsgl_jax import feature_stats, guidance, losses, models
+from ibsgl_jax import feature_stats, guidance, losses, models, saliency
 from ibsgl_jax.models import make_head_fn
 from train import state as states
 from train import step as steps
@@ -230,6 +230,98 @@ class TestGuidedStep:
         chex.assert_trees_all_close(moved.params, same.params, rtol=1e-3, atol=1e-5)
         change = optax.tree.norm(optax.tree.sub(moved.params, other.params))
         assert float(change) > 1e-4
+
+
+class TestTeachers:
+    def test_average_is_the_frozen_teacher_of_the_averaged_parameters(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        ema = jax.tree.map(lambda x: x * 1.1, state.params)
+        state = state.replace(ema_params=ema)
+        average = make_step("guided", model, teacher="average", ema_decay=0.9)
+        frozen = make_step("guided", model, teacher="frozen", ema_decay=0.9)
+        one, sums = jax.jit(average)(state, batch)
+        two, _ = jax.jit(frozen)(
+            state, batch, {"params": ema, "batch_stats": state.batch_stats}
+        )
+        chex.assert_trees_all_close(one.params, two.params, rtol=1e-4, atol=1e-6)
+        assert float(sums["kl"][0]) > 0
+
+    def test_frozen_teacher_is_followed(self):
+        """Other weights of the teacher give another step, and their statistics."""
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        step = jax.jit(make_step("guided", model, teacher="frozen"))
+        other = jax.tree.map(lambda x: x * 1.5, state.variables)
+        one, _ = step(state, batch, state.variables)
+        two, _ = step(state, batch, other)
+        change = optax.tree.norm(optax.tree.sub(one.params, two.params))
+        assert float(change) > 1e-4
+        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        features = model.apply(state.variables, images, method="features")
+        stats = feature_stats.update_moving(state.feature_stats, features, decay=0.9)
+        chex.assert_trees_all_close(one.feature_stats, stats, rtol=1e-3, atol=1e-4)
+
+
+class TestRoute:
+    def test_direct_descends_the_saliency_loss_in_all_parameters(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        step = make_step("guided", model, teacher="mask", route="direct")
+        after, sums = jax.jit(step)(state, batch)
+        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        shape = jax.eval_shape(
+            lambda x: model.apply(state.variables, x, method="features"), images
+        ).shape[:3]
+        teacher = jax.image.resize(batch["mask"].astype(jnp.float32), shape, "linear")
+
+        def loss_fn(params):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            features, _ = model.apply(
+                variables, images, train=True, method="features", mutable="batch_stats"
+            )
+            head_fn = make_head_fn(model, variables)
+            logits = head_fn(features)
+            classes = jnp.stack(
+                [batch["label"], saliency.runner_up(logits, batch["label"])], axis=1
+            )
+            maps = saliency.class_saliencies(head_fn, features, classes)
+            right = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
+            loss = guidance.saliency_loss(
+                maps[:, 0], maps[:, 1], teacher, right, GUIDED["config"]
+            )
+            task = optax.softmax_cross_entropy_with_integer_labels(
+                logits, batch["label"]
+            )
+            return jnp.mean(task + 3.0 * loss)
+
+        gradient = jax.jit(jax.grad(loss_fn))(state.params)
+        moved = jax.tree.map(
+            lambda old, new: (old - new) / LEARNING_RATE, state.params, after.params
+        )
+        chex.assert_trees_all_close(moved, gradient, rtol=5e-3, atol=2e-4)
+
+
+class TestEvery:
+    def test_steps_between_are_plain(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        every = jax.jit(make_step("guided", model, teacher="mask", every=2))
+        always = jax.jit(make_step("guided", model, teacher="mask"))
+        plain = jax.jit(make_step("plain", model))
+        guided, sums = every(state, batch)
+        chex.assert_trees_all_close(
+            guided.params, always(state, batch)[0].params, rtol=1e-4, atol=1e-6
+        )
+        assert float(sums["kl"][1]) == 8
+        state = state.replace(step=jnp.int32(1))
+        between, sums = every(state, batch)
+        chex.assert_trees_all_close(
+            between.params, plain(state, batch)[0].params, rtol=1e-4, atol=1e-6
+        )
+        # Not counted, so that the means are those of the guided steps.
+        assert float(sums["kl"][1]) == float(sums["kl"][0]) == 0
+        assert float(sums["loss"][1]) == 8
 
 
 class TestPrecision:

@@ -57,7 +57,11 @@ def saliency_guided_step(state, batch, *, mask_fraction, weight, **options):
             rngs={"dropout": dropout_keys[0]},
         )
         kl = prediction_kl(forward.logits, masked_logits)
-        return weight * kl, state.feature_stats, {"prediction_kl": kl}
+        return (
+            weight * kl,
+            state.feature_stats,
+            {"prediction_kl": metrics.sum_and_count(kl)},
+        )
 
     return penalized_step(state, batch, penalty_fn, **options)
 
@@ -119,7 +123,7 @@ def icasc_step(state, batch, *, weight, omega, threshold, **options):
             omega=omega,
             threshold=threshold,
         )
-        diagnostics = {"attention_separation": separation}
+        diagnostics = {"attention_separation": metrics.sum_and_count(separation)}
         return weight * separation, state.feature_stats, diagnostics
 
     return penalized_step(state, batch, penalty_fn, **options)

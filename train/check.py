@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from ibsgl_jax import guidance, models
 from ibsgl_jax.bottleneck import BottleneckConfig
 from train import baselines
+from train import step as steps
 from train.data import pipeline
 from train.workdir import ConfigError
 
 METHODS = ("plain", "guided", *baselines.STEPS)
 INITS = ("random", "pretrained")
-TEACHERS = ("bottleneck", "mask")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "sgd")
 
@@ -42,6 +42,7 @@ _PHASE_RANGES = (
 _GUIDED_RANGES = (
     ("mu", 0, True, None),
     ("mu_warmup_epochs", 0, True, None),
+    ("every", 1, True, None),
     ("stats_decay", 0, True, 1),
 )
 
@@ -75,11 +76,12 @@ def check_config(config):
     for name in config.phases:
         if name not in config:
             raise ConfigError(f"phase {name!r} has no section of its own in the config")
-        _check_phase(config[name], name, done)
+        _check_phase(config, name, done)
         done.append(name)
 
 
-def _check_phase(phase, name, done):
+def _check_phase(config, name, done):
+    phase = config[name]
     _check_choice(phase, "method", METHODS, name)
     if phase.init not in (*INITS, *done):
         raise ConfigError(
@@ -94,7 +96,17 @@ def _check_phase(phase, name, done):
         )
     if phase.method == "guided":
         _check_ranges(phase, _GUIDED_RANGES, name)
-        _check_choice(phase, "teacher", TEACHERS, name)
+        _check_choice(phase, "teacher", steps.TEACHERS, name)
+        _check_choice(phase, "route", steps.ROUTES, name)
+        if phase.teacher == "frozen" and phase.init == "random":
+            raise ConfigError(
+                f"{name}.teacher='frozen' is the network that the phase starts from; "
+                f"{name}.init='random' knows nothing yet, start from an earlier phase"
+            )
+        if phase.teacher == "average" and not config.ema_decay:
+            raise ConfigError(
+                f"{name}.teacher='average' needs a moving average; set ema_decay"
+            )
         try:
             guidance_config(phase)
         except (ValueError, TypeError) as error:

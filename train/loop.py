@@ -140,6 +140,13 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
     tx = states.make_optimizer(config.optimizer, schedule)
     state = _initial_state(config, phase, finished, model, tx)
 
+    teachers = ()
+    if phase.get("teacher") == "frozen":
+        # Another copy of the weights that the phase starts from: the step donates its
+        # own.
+        first = _initial_state(config, phase, finished, model, tx)
+        teachers = (_replicate(first.variables),)
+
     # Phases that start from the same weights see the same batches: a fair control.
     generation = _generation(config, name)
     train_step = jax.pmap(
@@ -147,7 +154,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
             config, phase, steps_per_epoch, generation=generation, model=model, tx=tx
         ),
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0) + (None,) * len(teachers),
         out_axes=None,
         donate_argnums=0,
     )
@@ -234,7 +241,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
             range(start + 1, num_steps + 1), _to_devices(stream, config), strict=False
         ):
             trace.before(step)
-            state, sums = train_step(state, batch)
+            state, sums = train_step(state, batch, *teachers)
             trace.after(step, state)
             pending.append((step, sums))
             read(LAG)
@@ -306,6 +313,8 @@ def make_step(
         # Per part of a batch, so that a step forgets as much as in one piece.
         decay=phase.stats_decay ** (1.0 / config.accumulate_steps),
         teacher=phase.teacher,
+        route=phase.route,
+        every=phase.every,
         **bound,
     )
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ibsgl_jax import feature_stats, guidance, losses, metrics, saliency
+from ibsgl_jax import bottleneck, feature_stats, guidance, losses, metrics, saliency
 from ibsgl_jax.models import make_head_fn
 from train.state import TrainState
 
@@ -24,13 +24,29 @@ def normalize_images(images, *, mean, std):
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
+# Whose map the saliency should follow, and how the saliency loss reaches the backbone.
+TEACHERS = ("bottleneck", "frozen", "average", "mask")
+ROUTES = ("target", "direct")
+
+
 def plain_step(state, batch, **options):
     """One step on the task loss alone; arguments and result as in ``guided_step``."""
     return penalized_step(state, batch, None, **options)
 
 
 def guided_step(
-    state, batch, *, config, mu, decay, teacher="bottleneck", axis_name=None, **options
+    state,
+    batch,
+    teacher_variables=None,
+    *,
+    config,
+    mu,
+    decay,
+    teacher="bottleneck",
+    route="target",
+    every=1,
+    axis_name=None,
+    **options,
 ):
     """One step on ``mean(task + mu * KL(A || A'))``; Algorithm 1, lines 3 to 12.
 
@@ -39,39 +55,75 @@ def guided_step(
       batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (of the example
         in the global batch; 0 .. N-1 if absent), and mask [N, H, W] for
         ``teacher="mask"``.
+      teacher_variables: of the model, for ``teacher="frozen"``.
       config: GuidanceConfig.
       mu: function of the step: weight of the divergence.
-      decay: of the moving feature statistics.
-      teacher: "bottleneck", or "mask" for the object's true mask (an oracle).
+      decay: of the moving feature statistics, which are those of the teacher.
+      teacher: one of ``TEACHERS``. "bottleneck": of the network itself as it is at this
+        step. "frozen": of ``teacher_variables``; "average": of the moving average of
+        the parameters; both in evaluation mode, for one more forward pass. "mask": the
+        object's true mask (an oracle).
+      route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
+        itself, in the head's parameters too: ``mean(task + mu * loss)``,
+        second order in the head.
+      every: guide only steps 0, every, 2 every, ...; the others cost a plain step.
       axis_name: pmap axis to average over; None for one device.
       **options: of ``penalized_step``.
 
     Returns:
       (state, metrics): metrics is a dict of (sum, count) float32 pairs.
     """
+    model = options["model"]
 
     def penalty_fn(forward):
         frozen = jax.lax.stop_gradient(forward.features)
-        head_fn = make_head_fn(
-            options["model"], jax.lax.stop_gradient(forward.variables)
-        )
+        head_fn = make_head_fn(model, jax.lax.stop_gradient(forward.variables))
+        seen, teacher_fn = frozen, head_fn
+        if teacher in ("frozen", "average"):
+            variables = teacher_variables
+            if teacher == "average":
+                variables = {
+                    "params": state.ema_params,
+                    "batch_stats": state.batch_stats,
+                }
+            seen = model.apply(variables, forward.images, method="features")
+            seen, teacher_fn = (
+                jax.lax.stop_gradient(seen),
+                make_head_fn(model, variables),
+            )
         stats = feature_stats.update_moving(
-            forward.feature_stats, frozen, decay=decay, axis_name=axis_name
+            forward.feature_stats, seen, decay=decay, axis_name=axis_name
         )
-        guided = guidance.guide(
-            forward.keys,
-            head_fn,
-            frozen,
-            forward.labels,
-            feature_stats.moments(
-                stats, active_threshold=config.bottleneck.active_threshold
-            ),
-            config=config,
-            teacher=_mask_map(forward.batch, frozen) if teacher == "mask" else None,
-        )
+
+        def guide():
+            if teacher == "mask":
+                given = _mask_map(forward.batch, frozen)
+            else:
+                moments = feature_stats.moments(
+                    stats, active_threshold=config.bottleneck.active_threshold
+                )
+                given = bottleneck.attribute(
+                    forward.keys,
+                    teacher_fn,
+                    seen,
+                    forward.labels,
+                    moments,
+                    config=config.bottleneck,
+                ).saliency
+            return guidance.guide(
+                None,
+                head_fn,
+                frozen,
+                forward.labels,
+                None,
+                config=config,
+                teacher=given,
+            )
+
+        guided, now = _every(every, state.step, guide)
         kl = losses.feature_kl(
             forward.features,
-            guided.target_features,
+            jnp.where(now, guided.target_features, frozen.astype(jnp.float32)),
             over=config.kl_over,
             floor=config.kl_floor,
         )
@@ -82,9 +134,31 @@ def guided_step(
             "relative_move": guided.relative_move,
             "blank_saliency": guided.blank,
         }
-        return mu(state.step) * kl, stats, diagnostics
+        counted = jnp.broadcast_to(now, kl.shape)
+        sums = {k: metrics.sum_and_count(v, counted) for k, v in diagnostics.items()}
+        if route == "direct":
+            _, maps = saliency.logits_and_saliencies(
+                make_head_fn(model, forward.variables),
+                forward.features,
+                jnp.stack([forward.labels, guided.runner_up], axis=1),
+                weighting=config.weighting,
+            )
+            loss = guidance.saliency_loss(
+                maps[:, 0], maps[:, 1], guided.teacher, guided.gate, config
+            )
+            return mu(state.step) * now * loss, stats, sums
+        return mu(state.step) * kl, stats, sums
 
     return penalized_step(state, batch, penalty_fn, axis_name=axis_name, **options)
+
+
+def _every(every, step, guide):
+    """(guide() or zeros in its place, whether this is one of the guided steps)."""
+    if every == 1:
+        return guide(), jnp.bool_(True)
+    now = step % every == 0
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(guide))
+    return jax.lax.cond(now, guide, lambda: nothing), now
 
 
 class Forward(NamedTuple):
@@ -126,7 +200,7 @@ def penalized_step(
     Args:
       state, batch, axis_name: as in ``guided_step``.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
-        and a dict of diagnostics [N]; None for the task alone.
+        and a dict of diagnostics, (sum, count) pairs; None for the task alone.
       model: with features and head methods; BatchNorm's axis is ``axis_name``.
       tx: optax transformation.
       base_key: of the phase; draws are keyed by step and place.
@@ -187,9 +261,9 @@ def penalized_step(
             "loss": total,
             "task_loss": task,
             "accuracy": metrics.accuracy(logits, labels),
-            **diagnostics,
         }
         sums = {k: metrics.sum_and_count(v) for k, v in per_example.items()}
+        sums |= diagnostics
         return jnp.mean(total), (updated.get("batch_stats", {}), stats, sums)
 
     gradient, (batch_stats, stats, sums) = _accumulate(
