@@ -12,6 +12,7 @@ def plain_phase(**changes) -> ConfigDict:
     phase = ConfigDict()
     phase.method = "plain"  # "plain" or "guided"
     phase.init = "random"  # "pretrained", or the name of an earlier phase
+    phase.dataset = ""  # to learn from, if not the run's; measured is the run's
     phase.num_epochs = 5.0
     phase.learning_rate = 1e-3  # peak, for batch_size; cosine down to 0
     phase.warmup_epochs = 0.0  # linear, from 0
@@ -26,9 +27,9 @@ def guided_phase(**changes) -> ConfigDict:
     phase.mu = 3.0  # weight of KL(A || A')
     phase.mu_warmup_epochs = 0.0  # linear, from 0
     phase.stats_decay = 0.95  # of the moving feature statistics, per step
-    # Whose bottleneck: "bottleneck" (the network's own), "frozen" (of the network that
-    # the phase starts from), "average" (of the moving average; set ema_decay); or
-    # "mask": the object's true mask, an oracle.
+    # "bottleneck": the network's own. "average": that of the moving average (set
+    # ema_decay). The name of an earlier phase: that network's, frozen. "mask": no
+    # bottleneck but the object's true mask, an oracle.
     phase.teacher = "bottleneck"
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
     phase.every = 1  # steps; 4 guides every fourth and makes the others plain

@@ -355,7 +355,7 @@ class TestCheckConfig:
             ({"guided.guidance.gate": "open"}, "gate='open'"),
             ({"guided.bottleneck.beta": -1.0}, "beta=-1"),
             ({"guided.teacher": "magic"}, "guided.teacher='magic'"),
-            ({"guided.teacher": "frozen"}, "init='random' knows nothing yet"),
+            ({"guided.teacher": "plain"}, "guided.teacher='plain'"),
             ({"guided.teacher": "average"}, "needs a moving average; set ema_decay"),
             ({"guided.route": "scenic"}, "guided.route='scenic'"),
             ({"guided.every": 0}, "guided.every=0"),
@@ -379,3 +379,32 @@ def test_replicated_state_is_a_copy():
     replicated = loop._replicate(tree)
     assert replicated["w"] is not tree["w"]
     assert len(replicated["w"].sharding.device_set) == 8
+
+
+class TestPhaseOptions:
+    def test_data_set_and_teacher_of_a_phase(self, photo_digits_dir, tmp_path):
+        """A phase on data of its own, taught by an earlier phase, runs and counts."""
+        config = tiny_run.make_config(photo_digits_dir, phases=("plain", "guided"))
+        config.plain.num_epochs = 0.25
+        config.guided.num_epochs = 0.5
+        config.guided.init = "random"
+        config.guided.teacher = "plain"
+        config.guided.dataset = "photo_digits/shortcut"
+        result = loop.train_and_evaluate(config, tmp_path / "run")
+        assert int(result["guided"][0].step) == 2
+        lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+        guided = [d for d in lines if d["phase"] == "guided" and d["split"] == "train"]
+        assert guided[-1]["kl"] > 0
+
+    def test_own_data_set_is_what_it_learns_from(self, photo_digits_dir):
+        config = tiny_run.make_config(photo_digits_dir)
+        data = loop.load_data(config)
+        config.guided.dataset = "photo_digits/shortcut"
+        own = loop._train_source(config, config.guided, data)
+        config.dataset = "photo_digits/shortcut"
+        wanted = loop.load_data(config).train
+        images = [np.stack([s[i]["image"] for i in range(8)]) for s in (own, wanted)]
+        np.testing.assert_array_equal(*images)
+        config.dataset = "photo_digits/independent"
+        assert loop._train_source(config, config.plain, data) is data.train
+        assert not np.array_equal(images[0][0], data.train[0]["image"])

@@ -15,6 +15,7 @@ from train.workdir import ConfigError
 
 METHODS = ("plain", "guided", *baselines.STEPS)
 INITS = ("random", "pretrained")
+TEACHERS = ("bottleneck", "average", "mask")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "sgd")
 
@@ -96,13 +97,12 @@ def _check_phase(config, name, done):
         )
     if phase.method == "guided":
         _check_ranges(phase, _GUIDED_RANGES, name)
-        _check_choice(phase, "teacher", steps.TEACHERS, name)
-        _check_choice(phase, "route", steps.ROUTES, name)
-        if phase.teacher == "frozen" and phase.init == "random":
+        if phase.teacher not in (*TEACHERS, *done):
             raise ConfigError(
-                f"{name}.teacher='frozen' is the network that the phase starts from; "
-                f"{name}.init='random' knows nothing yet, start from an earlier phase"
+                f"{name}.teacher={phase.teacher!r}: one of {', '.join(TEACHERS)}, or "
+                f"an earlier phase of {done}"
             )
+        _check_choice(phase, "route", steps.ROUTES, name)
         if phase.teacher == "average" and not config.ema_decay:
             raise ConfigError(
                 f"{name}.teacher='average' needs a moving average; set ema_decay"

@@ -127,10 +127,26 @@ def load_data(config) -> Data:
     return data
 
 
+def _train_source(config, phase, data):
+    """The examples that a phase learns from: the run's, or its own data set's."""
+    if phase.dataset in ("", config.dataset):
+        return data.train
+    own_config = config.copy_and_resolve_references()
+    own_config.dataset = phase.dataset
+    own = load_data(own_config)
+    if own.num_classes != data.num_classes:
+        raise ConfigError(
+            f"data set {phase.dataset} of a phase has {own.num_classes} classes, "
+            f"{config.dataset} {data.num_classes}: one head cannot learn both"
+        )
+    return own.train
+
+
 def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
     """Run one phase to its end, from its last checkpoint if there is one."""
     phase = config[name]
-    steps_per_epoch = len(data.train) // config.batch_size
+    source = _train_source(config, phase, data)
+    steps_per_epoch = len(source) // config.batch_size
     num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
     save_every = max(1, round(config.save_epochs * steps_per_epoch))
     schedule = states.make_schedule(
@@ -140,12 +156,8 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
     tx = states.make_optimizer(config.optimizer, schedule)
     state = _initial_state(config, phase, finished, model, tx)
 
-    teachers = ()
-    if phase.get("teacher") == "frozen":
-        # Another copy of the weights that the phase starts from: the step donates its
-        # own.
-        first = _initial_state(config, phase, finished, model, tx)
-        teachers = (_replicate(first.variables),)
+    teacher = finished.get(phase.get("teacher"))
+    teachers = (_replicate(teacher.variables),) if teacher else ()
 
     # Phases that start from the same weights see the same batches: a fair control.
     generation = _generation(config, name)
@@ -161,7 +173,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
     eval_fn = make_eval_fn(config, model)
     validation = splits.eval_batches(config, data.validation)
     batches = pipeline.make_train_dataset(
-        data.train,
+        source,
         batch_size=config.batch_size,
         seed=config.seed + 1_000_003 * generation,
         augment=config.augment,
@@ -312,7 +324,7 @@ def make_step(
         mu=lambda step: phase.mu * jnp.minimum(1.0, (step + 1) / warmup),
         # Per part of a batch, so that a step forgets as much as in one piece.
         decay=phase.stats_decay ** (1.0 / config.accumulate_steps),
-        teacher=phase.teacher,
+        teacher="frozen" if phase.teacher in config.phases else phase.teacher,
         route=phase.route,
         every=phase.every,
         **bound,
