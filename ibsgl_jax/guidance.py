@@ -19,7 +19,13 @@ from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.saliency import HeadFn
 
-SUPPRESSIONS = ("runner_up_excess", "overlap", "masked_overlap", "background_overlap")
+SUPPRESSIONS = (
+    "runner_up_excess",
+    "runner_up_cosine",
+    "overlap",
+    "masked_overlap",
+    "background_overlap",
+)
 STEPS = ("relative", "plain")
 GATES = ("correct", "always")
 # A relative gradient, ||g|| ||A||, up to this is taken for zero.
@@ -37,9 +43,10 @@ class GuidanceConfig:
       weighting: of the saliency maps, see ``saliency.class_saliency``.
       cross_entropy: kind of ``losses.saliency_cross_entropy``.
       suppression: what keeps L^p away from L^c: "runner_up_excess" (default; through
-        L^p only), "overlap" (the printed formula without a mask), "masked_overlap"
-        (with ``losses.soft_mask`` of L^c, the source's ancestor), "background_overlap"
-        (with the complement of L^ib as the mask).
+        L^p only), "runner_up_cosine" (through L^p only, whatever its mass), "overlap"
+        (the printed formula without a mask), "masked_overlap" (with
+        ``losses.soft_mask`` of L^c, the source's ancestor), "background_overlap" (with
+        the complement of L^ib as the mask).
       suppression_weight: the source's beta, >= 0; 0 switches suppression off.
       gate: where suppression applies: "correct" (the prediction is right; our reading
         of the source's "c = p", which cannot hold literally) or "always".
@@ -233,6 +240,8 @@ def saliency_loss(
 def _suppression(saliency_c, saliency_p, teacher, kind):
     if kind == "runner_up_excess":
         return losses.runner_up_excess(saliency_c, saliency_p)
+    if kind == "runner_up_cosine":
+        return losses.runner_up_cosine(saliency_c, saliency_p)
     mask = None
     if kind == "masked_overlap":
         mask = losses.soft_mask(saliency.normalize(saliency_c))

@@ -121,6 +121,29 @@ def runner_up_excess(
     return _ratio(jnp.sum(excess, axis=(1, 2)), jax.lax.stop_gradient(total))
 
 
+def runner_up_cosine(saliency_c: chex.Array, saliency_p: chex.Array) -> chex.Array:
+    """The cosine of the two maps, lowered through the runner-up's alone.
+
+    Unlike an overlap it does not depend on the scale of either map, so it cannot fall
+    because L^p fades: L^p has to move to other cells.
+
+    Args:
+      saliency_c: [N, H, W], >= 0, of the true class; a constant.
+      saliency_p: [N, H, W], >= 0, of the runner-up; differentiable.
+
+    Returns:
+      float32 [N] in [0, 1]; 0 with zero gradient where either map is all zero.
+
+    Reference: ours, another reading of "moves away from the wrong class".
+    """
+    saliency_c, saliency_p = _maps(jax.lax.stop_gradient(saliency_c), saliency_p)
+    saliency_c, saliency_p = normalize(saliency_c), normalize(saliency_p)
+    dot = jnp.sum(saliency_c * saliency_p, axis=(1, 2))
+    square = jnp.sum(saliency_c**2, axis=(1, 2)) * jnp.sum(saliency_p**2, axis=(1, 2))
+    positive = square > 0
+    return jnp.where(positive, dot / jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
 def soft_mask(
     saliency: chex.Array, *, omega: float = 100.0, threshold: float = 0.55
 ) -> chex.Array:

@@ -283,6 +283,8 @@ class TestSaliencyLoss:
         )
         if kind == "runner_up_excess":
             term = losses.runner_up_excess(map_c, map_p)
+        elif kind == "runner_up_cosine":
+            term = losses.runner_up_cosine(map_c, map_p)
         else:
             mask = {
                 "overlap": None,

@@ -24,6 +24,7 @@ MAP_LOSSES = {
         c, p, losses.soft_mask(saliency.normalize(c.astype(jnp.float32)))
     ),
     "excess": losses.runner_up_excess,
+    "cosine": losses.runner_up_cosine,
 }
 JITTED = {name: jax.jit(fn) for name, fn in MAP_LOSSES.items()}
 GRADS = {
@@ -229,6 +230,28 @@ class TestRunnerUpExcess:
     def test_negative_fraction_is_named(self):
         with pytest.raises(ValueError, match=r"fraction=-0\.1"):
             losses.runner_up_excess(*draw_maps(), fraction=-0.1)
+
+
+class TestRunnerUpCosine:
+    def test_by_hand(self):
+        # (3, 4, 0) . (4, 3, 0) / 25, and maps of disjoint cells.
+        c = jnp.array([[[3.0, 4.0, 0.0]], [[3.0, 4.0, 0.0]]])
+        p = jnp.array([[[4.0, 3.0, 0.0]], [[0.0, 0.0, 2.0]]])
+        np.testing.assert_allclose(
+            losses.runner_up_cosine(c, p), [24 / 25, 0.0], rtol=1e-6
+        )
+
+    def test_cannot_be_lowered_by_losing_mass(self):
+        """Unlike the excess: its gradient is at right angles to L^p itself."""
+        c, p = draw_maps()
+        by_c, by_p = GRADS["cosine"](c, p)
+        np.testing.assert_array_equal(by_c, 0.0)
+        radial = np.sum(np.asarray(by_p) * p, axis=(1, 2))
+        size = np.linalg.norm(by_p, axis=(1, 2)) * np.linalg.norm(p, axis=(1, 2))
+        assert np.all(size > 0.01)
+        np.testing.assert_allclose(radial / size, 0.0, atol=1e-5)
+        _, excess = GRADS["excess"](c, p)
+        assert np.all(np.sum(np.asarray(excess) * p, axis=(1, 2)) > 0.01)
 
 
 class TestSoftMask:
