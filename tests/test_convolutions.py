@@ -1,8 +1,12 @@
 """The same numbers and derivatives with another order of the kernel's axes."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ibsgl_jax import convolutions
 
@@ -60,3 +64,59 @@ class TestInFastOrder:
         ]
         peak = float(jnp.max(jnp.abs(slopes[0])))
         np.testing.assert_allclose(slopes[1], slopes[0], rtol=0, atol=1e-5 * peak)
+
+
+class TestDepthwise:
+    @pytest.mark.parametrize(
+        "size, taps, stride, padding",
+        [
+            ((9, 8), 3, 1, "SAME"),
+            ((9, 8), 5, 2, "SAME"),
+            ((7, 10), 3, 2, "VALID"),
+            ((8, 8), 5, 2, [(2, 2), (1, 3)]),
+        ],
+    )
+    def test_same_numbers_and_gradients(self, size, taps, stride, padding):
+        images, kernel = draw((3, *size, 4)), draw((taps, taps, 1, 4))
+        options = dict(dimension_numbers=LAYOUT, feature_group_count=4)
+
+        def run(convolve, images, kernel):
+            y, pull_back = jax.vjp(
+                lambda *args: convolve(*args, (stride, stride), padding, **options),
+                images,
+                kernel,
+            )
+            return y, pull_back(jnp.cos(y))
+
+        found = jax.jit(functools.partial(run, convolutions.depthwise))(images, kernel)
+        expected = run(jax.lax.conv_general_dilated, images, kernel)
+        # Sums of up to 25 taps, and of up to 300 places, of single precision.
+        chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+    def test_keeps_the_dtype(self):
+        images, kernel = draw((2, 8, 8, 4)), draw((3, 3, 1, 4))
+        options = dict(dimension_numbers=LAYOUT, feature_group_count=4)
+        args = images.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+        y = convolutions.depthwise(*args, (1, 1), "SAME", **options)
+        chex.assert_type(y, jnp.bfloat16)
+        expected = convolutions.depthwise(images, kernel, (1, 1), "SAME", **options)
+        np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.02)
+
+    def test_other_devices_get_the_convolution(self):
+        """Lowered for a TPU, on a machine without one."""
+        lowered = (
+            jax.jit(
+                lambda x, k: convolutions.depthwise(
+                    x,
+                    k,
+                    (1, 1),
+                    "SAME",
+                    dimension_numbers=LAYOUT,
+                    feature_group_count=4,
+                )
+            )
+            .trace(draw((2, 8, 8, 4)), draw((3, 3, 1, 4)))
+            .lower(lowering_platforms=("tpu",))
+        )
+        text = lowered.as_text()
+        assert "stablehlo.convolution" in text and "stablehlo.while" not in text

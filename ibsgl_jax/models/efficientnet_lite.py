@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ibsgl_jax.convolutions import depthwise
 from ibsgl_jax.models.heads import PooledLinear
 
 
@@ -48,6 +49,7 @@ def _conv(filters, size, stride=1, *, dtype, groups=1):
         use_bias=False,
         dtype=dtype,
         feature_group_count=groups,
+        conv_general_dilated=depthwise if groups > 1 else None,
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     )
 
