@@ -13,7 +13,7 @@ from train.data.photo_textures import photo_textures_dataset_builder as photo_te
 SPLITS = ("train", "validation", "test")
 PICTURES = sorted(
     {*photo_digits.PHOTOS, *photo_textures.PHOTOS}
-    | {("skimage.data", name) for name in photo_textures.TEXTURES.values()}
+    | {("skimage.data", name) for name, _ in photo_textures.TEXTURES.values()}
 )
 
 

@@ -13,16 +13,17 @@ from PIL import Image, ImageDraw
 
 from train.data import photos
 
-# Position is the label.
+# Position is the label: file and pixels of it per 1/48 of the image, so that a patch
+# shows enough of the material to know it by.
 TEXTURES = {
-    "brick": "brick.png",
-    "grass": "grass.png",
-    "gravel": "gravel.png",
-    "tissue": "ihc.png",
-    "galaxies": "hubble_deep_field.jpg",
-    "moon": "moon.png",
-    "print": "page.png",
-    "handwriting": "text.png",
+    "brick": ("brick.png", 2.4),
+    "grass": ("grass.png", 2.2),
+    "gravel": ("gravel.png", 1.2),
+    "tissue": ("ihc.png", 2.6),
+    "galaxies": ("hubble_deep_field.jpg", 2.4),
+    "cell": ("cell.png", 1.0),
+    "print": ("page.png", 1.5),
+    "handwriting": ("text.png", 1.2),
 }
 # None of them shows one of the materials alone, and each stands behind any class.
 PHOTOS = (
@@ -34,11 +35,12 @@ PHOTOS = (
     ("sklearn.datasets.images", "china.jpg"),
     ("sklearn.datasets.images", "flower.jpg"),
 )
-AREA = (0.08, 0.25)  # of the shape, as a share of the image
-TEXELS = (1.2, 2.0)  # pixels of the material's picture per 1/48 of the image
-BRIGHTNESS = (70.0, 185.0)  # mean over the shape
-CONTRAST = (25.0, 50.0)  # standard deviation over the shape
-TINT = 40.0  # largest shift of a channel
+AREA = (0.08, 0.15)  # of the shape, as a share of the image
+ZOOM = (0.9, 1.1)  # of a material, either way
+BRIGHTNESS = (100.0, 155.0)  # mean over the shape
+CONTRAST = (45.0, 65.0)  # standard deviation over the shape
+TINT = 15.0  # largest shift of a channel
+TURN = 15.0  # degrees, either way
 _SUPERSAMPLE = 4
 
 
@@ -78,10 +80,9 @@ def generate_example(config: photos.PhotoConfig, split: str, index: int) -> dict
     strip = photos.open_strip(*PHOTOS[photo], split)
     image = photos.draw_background(rng, strip, config.image_size)
     alpha = _draw_shape(rng, config.image_size)
-    picture = photos.open_strip("skimage.data", list(TEXTURES.values())[label], split)[
-        0
-    ].convert("L")
-    texture = _draw_texture(rng, picture, alpha)
+    name, texels = list(TEXTURES.values())[label]
+    picture, _ = photos.open_strip("skimage.data", name, split)
+    texture = _draw_texture(rng, picture.convert("L"), texels, alpha)
     image = (1 - alpha[..., None]) * image + alpha[..., None] * texture
     image = np.clip(np.round(image), 0, 255).astype(np.uint8)
     return photos.encode_example(image, alpha, label=label, photo=photo)
@@ -107,20 +108,20 @@ def _draw_shape(rng, size):
     return np.asarray(canvas.resize((size, size), Image.BOX), np.float32) / 255
 
 
-def _draw_texture(rng, picture, alpha):
+def _draw_texture(rng, picture, texels, alpha):
     """A turned, mirrored part of the picture under the shape, in a random colour."""
     size = len(alpha)
     rows, columns = (np.flatnonzero(alpha.any(axis)) for axis in (1, 0))
     height, width = (s[-1] + 1 - s[0] for s in (rows, columns))
     inside = alpha[rows[0] : rows[0] + height, columns[0] : columns[0] + width]
-    # A square that holds the shape's box at any angle.
-    side = int(np.ceil(np.hypot(height, width))) + 2
-    texels = rng.uniform(*TEXELS) * 48 / size * side
-    texels = min(texels, *picture.size)
+    # A square that, turned, still covers the shape's box.
+    turn = np.radians(TURN)
+    side = int(np.ceil(max(height, width) * (np.cos(turn) + np.sin(turn)))) + 2
+    length = min(texels * rng.uniform(*ZOOM) * 48 / size * side, *picture.size)
     # Of a few places the one that shows most: materials have blank parts.
-    patches = [photos.crop_square(rng, picture, texels, side) for _ in range(3)]
+    patches = [photos.crop_square(rng, picture, length, side) for _ in range(3)]
     patch = max(patches, key=lambda p: np.asarray(p, np.float32).std())
-    patch = patch.rotate(rng.uniform(0, 360), Image.BICUBIC)
+    patch = patch.rotate(rng.uniform(-TURN, TURN), Image.BICUBIC)
     top, left = (side - height) // 2, (side - width) // 2
     grey = np.asarray(patch, np.float32)[top : top + height, left : left + width]
     if rng.random() < 0.5:
