@@ -33,6 +33,8 @@ def guided_phase(**changes) -> ConfigDict:
     phase.teacher = "bottleneck"
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
     phase.every = 1  # steps; 4 guides every fourth and makes the others plain
+    phase.release_epochs = 0.0  # the last so many are plain
+    phase.only_right = True  # guide the examples whose prediction is right; or all
     phase.guidance = ConfigDict()  # fields of ibsgl_jax.guidance.GuidanceConfig
     phase.guidance.weighting = "elementwise"
     phase.guidance.cross_entropy = "categorical"

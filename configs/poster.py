@@ -21,4 +21,5 @@ def get_config():
     guided.guidance.suppression_weight = 1.0
     guided.guidance.step = "plain"
     guided.guidance.step_size = 1.0
+    guided.only_right = False
     return config

@@ -359,6 +359,7 @@ class TestCheckConfig:
             ({"guided.teacher": "average"}, "needs a moving average; set ema_decay"),
             ({"guided.route": "scenic"}, "guided.route='scenic'"),
             ({"guided.every": 0}, "guided.every=0"),
+            ({"guided.release_epochs": 9.0}, "guided.release_epochs=9.0"),
             ({"phases": ("other",)}, "phase 'other'"),
             ({"phases": ()}, "phases is empty"),
         ],
@@ -386,12 +387,13 @@ class TestPhaseOptions:
         """A phase on data of its own, taught by an earlier phase, runs and counts."""
         config = tiny_run.make_config(photo_digits_dir, phases=("plain", "guided"))
         config.plain.num_epochs = 0.25
-        config.guided.num_epochs = 0.5
+        config.guided.num_epochs = 0.75
+        config.guided.release_epochs = 0.25
         config.guided.init = "random"
         config.guided.teacher = "plain"
         config.guided.dataset = "photo_digits/shortcut"
         result = loop.train_and_evaluate(config, tmp_path / "run")
-        assert int(result["guided"][0].step) == 2
+        assert int(result["guided"][0].step) == 3
         lines = read_lines(tmp_path / "run" / "metrics.jsonl")
         guided = [d for d in lines if d["phase"] == "guided" and d["split"] == "train"]
         assert guided[-1]["kl"] > 0

@@ -17,7 +17,10 @@ from train import step as steps
 AXIS = "devices"
 IMAGE_STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 GUIDED = dict(
-    config=guidance.GuidanceConfig(step_size=0.3), mu=lambda step: 3.0, decay=0.9
+    config=guidance.GuidanceConfig(step_size=0.3),
+    mu=lambda step: 3.0,
+    decay=0.9,
+    only_right=False,  # untrained networks are wrong nearly everywhere
 )
 LEARNING_RATE = 0.1
 
@@ -302,11 +305,51 @@ class TestRoute:
         chex.assert_trees_all_close(moved, gradient, rtol=5e-3, atol=2e-4)
 
 
-class TestEvery:
-    def test_steps_between_are_plain(self):
+class TestOnlyRight:
+    def test_guides_those_whose_prediction_is_right(self):
+        """With the labels it predicts for half of them: the penalty is halved."""
         model, batch = make_model(), make_batch(8)
         state = create_state(model)
-        every = jax.jit(make_step("guided", model, teacher="mask", every=2))
+        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        features, _ = model.apply(
+            state.variables,
+            images,
+            train=True,
+            method="features",
+            mutable="batch_stats",
+        )
+        predicted = np.argmax(make_head_fn(model, state.variables)(features), axis=-1)
+        right = np.arange(8) < 4
+        batch = {**batch, "label": np.where(right, predicted, (predicted + 1) % 10)}
+        options = dict(teacher="mask")
+        wanted = {**GUIDED, "only_right": True}
+        sums = {
+            name: jax.jit(
+                functools.partial(make_step("guided", model, **options), **changes)
+            )(state, batch)[1]
+            for name, changes in (("all", {}), ("right", wanted))
+        }
+        penalty = {
+            name: float(each["loss"][0] - each["task_loss"][0])
+            for name, each in sums.items()
+        }
+        assert 0 < penalty["right"] < 0.9 * penalty["all"]
+        # The divergence that is logged is that of all examples.
+        np.testing.assert_allclose(
+            sums["all"]["kl"][0], sums["right"]["kl"][0], rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            penalty["all"], 3.0 * float(sums["all"]["kl"][0]), rtol=1e-2
+        )
+
+
+class TestWhen:
+    def test_other_steps_are_plain(self):
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model)
+        every = jax.jit(
+            make_step("guided", model, teacher="mask", when=lambda step: step % 2 == 0)
+        )
         always = jax.jit(make_step("guided", model, teacher="mask"))
         plain = jax.jit(make_step("plain", model))
         guided, sums = every(state, batch)

@@ -318,6 +318,14 @@ def make_step(
             baselines.STEPS[phase.method], **baselines.options(phase), **bound
         )
     warmup = max(1, round(phase.mu_warmup_epochs * steps_per_epoch))
+    num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
+    last = num_steps - round(phase.release_epochs * steps_per_epoch)
+    when = None
+    if phase.every > 1 or last < num_steps:
+
+        def when(step):
+            return (step % phase.every == 0) & (step < last)
+
     return functools.partial(
         steps.guided_step,
         config=guidance_config(phase),
@@ -326,7 +334,8 @@ def make_step(
         decay=phase.stats_decay ** (1.0 / config.accumulate_steps),
         teacher="frozen" if phase.teacher in config.phases else phase.teacher,
         route=phase.route,
-        every=phase.every,
+        when=when,
+        only_right=phase.only_right,
         **bound,
     )
 

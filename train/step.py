@@ -44,7 +44,8 @@ def guided_step(
     decay,
     teacher="bottleneck",
     route="target",
-    every=1,
+    when=None,
+    only_right=True,
     axis_name=None,
     **options,
 ):
@@ -66,7 +67,11 @@ def guided_step(
       route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
         second order in the head.
-      every: guide only steps 0, every, 2 every, ...; the others cost a plain step.
+      when: function of the step -> bool, whether this step is guided; the others cost
+        a plain step. None: always.
+      only_right: guide the examples whose prediction is right; False: all of them. A
+        network that knows nothing yet has no map worth following, and following it
+        keeps a training from scratch at chance.
       axis_name: pmap axis to average over; None for one device.
       **options: of ``penalized_step``.
 
@@ -120,7 +125,10 @@ def guided_step(
                 teacher=given,
             )
 
-        guided, now = _every(every, state.step, guide)
+        guided, now = _guide_when(when, state.step, guide)
+        weight = jnp.broadcast_to(now, forward.labels.shape)
+        if only_right:
+            weight &= jnp.argmax(guided.logits, axis=-1) == forward.labels
         kl = losses.feature_kl(
             forward.features,
             jnp.where(now, guided.target_features, frozen.astype(jnp.float32)),
@@ -136,6 +144,7 @@ def guided_step(
         }
         counted = jnp.broadcast_to(now, kl.shape)
         sums = {k: metrics.sum_and_count(v, counted) for k, v in diagnostics.items()}
+        penalty = kl
         if route == "direct":
             _, maps = saliency.logits_and_saliencies(
                 make_head_fn(model, forward.variables),
@@ -143,20 +152,19 @@ def guided_step(
                 jnp.stack([forward.labels, guided.runner_up], axis=1),
                 weighting=config.weighting,
             )
-            loss = guidance.saliency_loss(
+            penalty = guidance.saliency_loss(
                 maps[:, 0], maps[:, 1], guided.teacher, guided.gate, config
             )
-            return mu(state.step) * now * loss, stats, sums
-        return mu(state.step) * kl, stats, sums
+        return mu(state.step) * weight * penalty, stats, sums
 
     return penalized_step(state, batch, penalty_fn, axis_name=axis_name, **options)
 
 
-def _every(every, step, guide):
-    """(guide() or zeros in its place, whether this is one of the guided steps)."""
-    if every == 1:
+def _guide_when(when, step, guide):
+    """(guide(), or zeros in its place, and whether the step is guided)."""
+    if when is None:
         return guide(), jnp.bool_(True)
-    now = step % every == 0
+    now = when(step)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(guide))
     return jax.lax.cond(now, guide, lambda: nothing), now
 
