@@ -1,0 +1,54 @@
+"""Phases that change a few fields of another; what the sweeps of this folder share."""
+
+import copy
+
+from configs.baselines import icasc, saliency_guided
+
+
+def add(config, name: str, base: str = "guided", **fields) -> None:
+    """Add a phase to the config and to its list of phases.
+
+    Args:
+      config: changed in place.
+      name: of the new phase.
+      base: phase that it copies.
+      **fields: what differs; ``bottleneck__beta`` is the field beta of bottleneck.
+    """
+    phase = copy.deepcopy(config[base])
+    for path, value in fields.items():
+        section, _, field = path.rpartition("__")
+        part = phase[section] if section else phase
+        if field not in part:
+            raise KeyError(f"{base} has no field {path.replace('__', '.')}")
+        part[field] = value
+    config[name] = phase
+    config.phases = (*config.phases, name)
+
+
+def add_literal(config) -> None:
+    """Algorithm 1 as printed with IBA's own options, as in ``configs/poster.py``."""
+    add(
+        config,
+        "literal",
+        bottleneck__num_steps=10,
+        bottleneck__num_samples=10,
+        guidance__suppression="masked_overlap",
+        guidance__step="plain",
+        guidance__step_size=1.0,
+        only_right=False,
+        release_epochs=0.0,
+    )
+
+
+def add_rivals(config) -> None:
+    """Saliency Guided Training and ICASC, for as many steps as "control"."""
+    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    config.saliency_guided = saliency_guided.phase(**same)
+    config.icasc = icasc.phase(**same)
+    config.phases = (*config.phases, "saliency_guided", "icasc")
+
+
+def quiet(config) -> None:
+    """No pictures and no event files: a sweep is read as a table."""
+    config.picture_phases = ()
+    config.tensorboard = False
