@@ -110,6 +110,12 @@ def _measures():
         ),
     ):
         yield name, Measure("Localisation", title, "higher", False, text)
+    for name, title, text in (
+        ("p_box_share", "box share of L^p", "Share of L^p of the runner-up p in"),
+        ("p_pointing", "pointing of L^p", "Share of maps L^p whose maximum lies in"),
+    ):
+        definition = f"{text} the true object's box; low where the maps separate."
+        yield name, Measure("Localisation", title, "", False, definition)
     for prefix, title, text in (
         ("", "", product),
         ("matched_", ", equal area", product + matched),
@@ -291,7 +297,18 @@ def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
             "mass_p": metrics.mass(map_p),
             "runner_up_probability": metrics.probability(logits, other),
         }
+        target = target_mask(batch)
+        if target is not None:
+            full_p = saliency.upsample(map_p, size)
+            values["p_box_share"] = _known(metrics.box_share(full_p, target))
+            values["p_pointing"] = _known(metrics.pointing_hit(full_p, target))
     return values
+
+
+def _known(score_and_count):
+    """The score, NaN where it is not defined."""
+    score, count = score_and_count
+    return jnp.where(count > 0, score, jnp.nan)
 
 
 def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) -> dict:
@@ -314,14 +331,14 @@ def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) ->
     target = target_mask(batch)
     if target is not None:
         curve, _ = metrics.iou_curve(maps, target, num_thresholds=NUM_THRESHOLDS)
-        for name, (score, count) in {
+        for name, score in {
             "box_share": metrics.box_share(maps, target),
             "pointing": metrics.pointing_hit(maps, target),
             "iou": metrics.iou(maps, target),
             "iou_oracle": metrics.best_iou(maps, target, num_thresholds=NUM_THRESHOLDS),
             "bbox_ratio": metrics.bounding_box_ratio(maps, target),
         }.items():
-            values[name] = jnp.where(count > 0, score, jnp.nan)
+            values[name] = _known(score)
         known = jnp.isfinite(values["iou"])[:, None]
         values["iou_curve"] = jnp.where(known, curve, jnp.nan)
     return values

@@ -92,22 +92,23 @@ def _claim(workdir: Path, config):
 
 def _record_config(path: Path, config: dict):
     if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(config)
-        fields = sorted(
-            name
-            for name in before.keys() | now.keys()
-            if before.get(name) != now.get(name) and name not in FREE_FIELDS
-        )
-        if fields:
-            changes = ", ".join(
-                f"{name} ({before.get(name, 'absent')} -> {now.get(name, 'absent')})"
-                for name in fields
-            )
+        changes = config_changes(json.loads(path.read_text()), config)
+        if changes:
             raise ConfigError(
                 f"workdir {path.parent} holds a run of another configuration: "
-                f"{changes}; choose another --workdir"
+                f"{', '.join(changes)}; choose another --workdir"
             )
     write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def config_changes(before: dict, now: dict) -> list[str]:
+    """The fields that make another run of it: "NAME (before -> now)"."""
+    before, now = _flat(before), _flat(now)
+    return [
+        f"{name} ({before.get(name, 'absent')} -> {now.get(name, 'absent')})"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in FREE_FIELDS
+    ]
 
 
 def _flat(tree, prefix=""):
