@@ -286,8 +286,8 @@ def main(argv=None) -> int:
 
 def means(scores: dict) -> dict:
     """The means of a phase's own map, of all its parts."""
-    parts = (scores.get(part, {}) for part in ("measures", "perturbed"))
-    return {key: value for part in parts for key, value in part.get("means", {}).items()}
+    measured = scores.get("measures", {}).get("means", {})
+    return measured | scores.get("perturbed", {}).get("means", {})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""The picture of a sweep: every measure a panel, every phase a row.
+
+May import numpy, matplotlib where used, and ``train.measures`` and ``train.scores``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from train import scores
+from train.measures import MEASURES
+
+PANELS = (
+    "box_share",
+    "pointing",
+    "overlap",
+    "matched_drop",
+    "matched_increase",
+    "accuracy",
+    "nll",
+)
+BETTER = {"higher": " →", "lower": " ←", "": ""}
+CERTAIN, UNSURE, SEED, LINE = "#1b5e9c", "#8a8a8a", "#b9cfe4", "#d9822b"
+
+
+def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
+    """Mean and 95 % interval over seeds of every phase, a faint dot for each seed.
+
+    Blue: the paired difference from the control excludes zero. The line stands at the
+    mean of the control that most phases share; phases with another one are set apart.
+
+    Args:
+      summary: as from ``sweep.summarize``.
+      records: dict seed -> record, as from ``scores.read``.
+      path: PNG to write.
+      panels: measures; those that nobody measured are left out.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [
+        key for key in panels if any(key in r["measures"] for r in summary.values())
+    ]
+    phases = _grouped(summary)
+    heights = np.cumsum([1.0 + 0.6 * starts for _, starts in phases])
+    figure = Figure(
+        figsize=(1.6 + 1.75 * len(panels), 0.9 + 0.24 * heights[-1]),
+        layout="constrained",
+    )
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, key in zip(axes, panels, strict=True):
+        measure = MEASURES[key]
+        scale = 100 if measure.percent else 1
+        for (phase, _), y in zip(phases, heights, strict=True):
+            entry = summary[phase]["measures"].get(key)
+            if entry is None or not entry["n"]:
+                continue
+            dots = [
+                scores.means(record["phases"].get(phase, {})).get(key)
+                for record in records.values()
+            ]
+            dots = [scale * dot for dot in dots if dot is not None]
+            axis.plot(dots, [y] * len(dots), "o", color=SEED, ms=3, mew=0, zorder=2)
+            certain = "difference" in entry and (
+                abs(entry["difference"]) > entry["difference_margin"]
+            )
+            axis.errorbar(
+                scale * entry["mean"],
+                y,
+                xerr=scale * np.nan_to_num(entry["margin"]),
+                fmt="o",
+                color=CERTAIN if certain else UNSURE,
+                ms=4.5,
+                elinewidth=1.4,
+                zorder=3,
+            )
+        for control, span in _spans(summary, phases, heights).items():
+            entry = summary[control]["measures"].get(key)
+            if entry is not None:
+                axis.vlines(
+                    scale * entry["mean"], *span, color=LINE, lw=1, ls="--", zorder=1
+                )
+        axis.set_title(measure.title + BETTER[measure.better], fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=4)
+        axis.grid(axis="y", color="#eeeeee", lw=0.8, zorder=0)
+        axis.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_yticks(heights, [phase for phase, _ in phases])
+    axes[0].invert_yaxis()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return path
+
+
+def _grouped(summary):
+    """(phase, starts a group): each control with what is compared with it."""
+    groups = {}
+    for phase, row in summary.items():
+        groups.setdefault(row["control"] or phase, []).append(phase)
+    # Those without companions first: what the others start from.
+    order = sorted(groups, key=lambda name: len(groups[name]) > 1)
+    return [
+        (phase, place == 0 and name != order[0])
+        for name in order
+        for place, phase in enumerate(groups[name])
+    ]
+
+
+def _spans(summary, phases, heights):
+    """Control -> from where to where its line goes."""
+    spans = {}
+    for (phase, _), y in zip(phases, heights, strict=True):
+        control = summary[phase]["control"] or phase
+        if control in summary:
+            low, high = spans.get(control, (y, y))
+            spans[control] = (min(low, y - 0.5), max(high, y + 0.5))
+    return spans
