@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ibsgl_jax import models, pretrained
 from tests import tiny_run
 from train import loop, prepare
 from train.check import check_config
 from train.data import pipeline
+from train.data.photo_textures import photo_textures_dataset_builder as photo_textures
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -189,13 +191,40 @@ class TestConfigs:
         assert (tmp_path / "checkpoints" / "guided" / "2").is_dir()
 
 
+class TestTextures:
+    @pytest.mark.parametrize("name", ["textures", "textures_efficientnet"])
+    def test_asks_for_data_that_there_are(self, name):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        check_config(config)
+        data = photo_textures.make_config(**config.dataset_options)
+        assert data.image_size == config.image_size
+        assert data.num_train >= config.batch_size
+
+    def test_is_the_quickstart_but_for_the_data(self):
+        config = importlib.import_module("configs.textures").get_config()
+        expected = importlib.import_module("configs.quickstart").get_config()
+        assert config.dataset == "photo_textures/independent"
+        expected.dataset = config.dataset
+        assert config.to_dict() == expected.to_dict()
+
+    def test_efficientnet_has_the_pooled_shortcut_and_the_weights_pixels(self):
+        config = importlib.import_module("configs.textures_efficientnet").get_config()
+        model = loop.make_model(config, 8)
+        images = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        head_fn = models.make_head_fn(model, variables)
+        assert isinstance(head_fn, models.PooledLinear)
+        assert head_fn.kernel.shape == (1280, 8)
+        rules = pretrained.preprocessing(config.model)
+        assert tuple(config.image_mean) == rules.mean
+        assert tuple(config.image_std) == rules.std
+
+
 class TestPretrained:
     def test_phase_starts_from_the_file_but_for_another_head(
         self, photo_digits_dir, tmp_path, monkeypatch
     ):
         """Weights of 5 classes into a network of 10: all layers but the last."""
-        from ibsgl_jax import pretrained
-
         config = tiny_run.make_guided_config(photo_digits_dir)
         config.guided.init = "pretrained"
         config.pretrained = "weights.pth"
