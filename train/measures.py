@@ -344,8 +344,15 @@ def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) ->
     return values
 
 
-def perturb(variables, batch, *, model, image_stats) -> dict:
+def perturb(
+    variables, batch, *, model, image_stats, substrates=SUBSTRATES, others=True
+) -> dict:
     """The measures of L^c that need hundreds of passes: deletion, degradation, ROAD.
+
+    Args:
+      variables, batch, model, image_stats: as for ``measure``.
+      substrates: what deleted pixels become, of ``SUBSTRATES``.
+      others: degradation and ROAD too.
 
     Returns:
       dict of float32 [N]; ``deletion_curve`` and ``insertion_curve`` (black) and
@@ -360,9 +367,9 @@ def perturb(variables, batch, *, model, image_stats) -> dict:
         "blur": perturbation.blur_baseline(images),
     }
     values = {}
-    for name, baseline in baselines.items():
+    for name in substrates:
         curves = perturbation.deletion_insertion(
-            prob_fn, images, maps, baseline, num_steps=NUM_STEPS
+            prob_fn, images, maps, baselines[name], num_steps=NUM_STEPS
         )
         values[f"deletion_{name}"] = curves.deletion_auc
         values[f"insertion_{name}"] = curves.insertion_auc
@@ -372,6 +379,8 @@ def perturb(variables, batch, *, model, image_stats) -> dict:
             values["fractions"] = jnp.broadcast_to(
                 curves.fractions, curves.deletion.shape
             )
+    if not others:
+        return values
     tiles = perturbation.degradation(
         prob_fn,
         images,

@@ -25,7 +25,7 @@ from train.workdir import ConfigError, write_text
 
 # The parts of a phase's scores, each with its own number of images, and what one batch
 # of them costs in batches of the first.
-COSTS = {"measures": 1, "perturbed": 12, "methods": 3}
+COSTS = {"measures": 1, "deletion": 6, "perturbed": 20, "methods": 3}
 
 
 def path(workdir, split: str) -> Path:
@@ -36,8 +36,9 @@ def path(workdir, split: str) -> Path:
 def read(workdir, split: str) -> dict:
     """The record: run, split, seed, jax, phases; empty if nothing is measured.
 
-    ``phases`` is a dict phase -> {"measures": part, "perturbed": part, "methods":
-    dict method -> part}; a part is {limit, num_images, means, undefined}: how many
+    ``phases`` is a dict phase -> {"measures": part, "deletion": part (by the mean
+    colour only), "perturbed": part (all of ``measures.perturb``), "methods": dict
+    method -> part}; a part is {limit, num_images, means, undefined}: how many
     images were asked for (None: all), how many there were, the mean of each measure
     over the images where it is defined, and on how many it is not.
     """
@@ -160,8 +161,9 @@ def _measure(run, variables, source, part, method, *, progress):
     config, model = run.config, run.model
     if part == "measures":
         return splits.measure_split(config, model, variables, source, progress=progress)
-    if part == "perturbed":
-        step = splits.compiled(measures.perturb, config, model)
+    if part != "methods":
+        less = {"substrates": ("mean",), "others": False} if part == "deletion" else {}
+        step = splits.compiled(measures.perturb, config, model, **less)
         return splits.map_split(
             config, source, lambda batch: step(variables, batch), progress=progress
         )
@@ -222,7 +224,12 @@ def add_options(parser):
         "--num-perturbed",
         type=int,
         default=512,
-        help="images for deletion, insertion, degradation and ROAD; 0 leaves them out",
+        help="images for deletion and insertion by the mean colour; 0 leaves them out",
+    )
+    parser.add_argument(
+        "--all-perturbations",
+        action="store_true",
+        help="of them also by black and blur, degradation and ROAD: four times as long",
     )
     parser.add_argument(
         "--methods",
@@ -241,7 +248,8 @@ def limits_of(arguments) -> dict:
     """The limits of ``to_measure`` that the options of ``add_options`` ask for."""
     return {
         "measures": arguments.limit,
-        "perturbed": arguments.num_perturbed,
+        "deletion": 0 if arguments.all_perturbations else arguments.num_perturbed,
+        "perturbed": arguments.num_perturbed if arguments.all_perturbations else 0,
         "methods": arguments.num_method_images,
     }
 
@@ -286,8 +294,10 @@ def main(argv=None) -> int:
 
 def means(scores: dict) -> dict:
     """The means of a phase's own map, of all its parts."""
-    measured = scores.get("measures", {}).get("means", {})
-    return measured | scores.get("perturbed", {}).get("means", {})
+    means = {}
+    for part in ("measures", "deletion", "perturbed"):
+        means |= scores.get(part, {}).get("means", {})
+    return means
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def scores_command(workdir: Path, arguments, phases) -> list[str]:
     command += ["--phases", *phases] if phases else []
     command += [] if arguments.limit is None else ["--limit", str(arguments.limit)]
     command += ["--num-perturbed", str(arguments.num_perturbed)]
+    command += ["--all-perturbations"] if arguments.all_perturbations else []
     if arguments.methods:
         command += ["--methods", *arguments.methods]
         command += ["--num-method-images", str(arguments.num_method_images)]

@@ -20,14 +20,18 @@ PANELS = (
     "nll",
 )
 BETTER = {"higher": " →", "lower": " ←", "": ""}
-CERTAIN, UNSURE, SEED, LINE = "#1b5e9c", "#8a8a8a", "#b9cfe4", "#d9822b"
+# Of a difference whose interval excludes zero: in the better direction, in the other,
+# and where neither is better; then of those that are unsure.
+COLOURS = {True: "#1b5e9c", False: "#b3312c", None: "#3a3a3a"}
+UNSURE, SEED, LINE = "#8a8a8a", "#c9c9c9", "#d9822b"
 
 
 def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
     """Mean and 95 % interval over seeds of every phase, a faint dot for each seed.
 
-    Blue: the paired difference from the control excludes zero. The line stands at the
-    mean of the control that most phases share; phases with another one are set apart.
+    Blue is better and red worse, by a paired difference from the control whose interval
+    excludes zero; grey is unsure. The dashed line stands at the control's mean; phases
+    with another control are set apart.
 
     Args:
       summary: as from ``sweep.summarize``.
@@ -59,16 +63,13 @@ def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
                 for record in records.values()
             ]
             dots = [scale * dot for dot in dots if dot is not None]
-            axis.plot(dots, [y] * len(dots), "o", color=SEED, ms=3, mew=0, zorder=2)
-            certain = "difference" in entry and (
-                abs(entry["difference"]) > entry["difference_margin"]
-            )
+            axis.plot(dots, [y + 0.24] * len(dots), "o", color=SEED, ms=3, mew=0)
             axis.errorbar(
                 scale * entry["mean"],
                 y,
                 xerr=scale * np.nan_to_num(entry["margin"]),
                 fmt="o",
-                color=CERTAIN if certain else UNSURE,
+                color=_colour(entry, measure.better),
                 ms=4.5,
                 elinewidth=1.4,
                 zorder=3,
@@ -88,11 +89,20 @@ def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
             axis.spines[side].set_visible(False)
         axis.tick_params(axis="y", length=0)
     axes[0].set_yticks(heights, [phase for phase, _ in phases])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(heights[-1] + 0.7, heights[0] - 0.7)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path
+
+
+def _colour(entry, better):
+    certain = abs(entry.get("difference", 0.0)) > entry.get("difference_margin", 0.0)
+    if not certain:
+        return UNSURE
+    if not better:
+        return COLOURS[None]
+    return COLOURS[(entry["difference"] > 0) == (better == "higher")]
 
 
 def _grouped(summary):
