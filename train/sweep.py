@@ -560,10 +560,13 @@ def show(module, records, folder: Path, arguments):
     # JSON knows no NaN.
     text = json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2)
     write_text(folder / f"summary_{split}.json", text + "\n")
-    numbers = {
-        p: max(e["n"] for e in r["measures"].values()) for p, r in summary.items()
-    }
-    fewer = [f"{p} {n}" for p, n in numbers.items() if n < len(seeds)]
+    if arguments.phases:
+        summary = {p: row for p, row in summary.items() if p in arguments.phases}
+    fewer = [
+        f"{phase} {row['seeds']}"
+        for phase, row in summary.items()
+        if row["seeds"] < len(seeds)
+    ]
     print(
         f"{len(seeds)} seeds, {split} split; mean ± half of the 95 % t interval; bold: "
         "the paired difference from the control excludes zero"
