@@ -22,4 +22,5 @@ def get_config():
     guided.guidance.step = "plain"
     guided.guidance.step_size = 1.0
     guided.only_right = False
+    guided.release = 0.0
     return config

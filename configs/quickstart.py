@@ -18,6 +18,4 @@ def get_config():
     for phase in (config.control, config.guided):
         phase.num_epochs = 3.0
         phase.learning_rate = 2e-3
-    config.guided.mu = 10.0
-    config.guided.release_epochs = 1.0
     return config

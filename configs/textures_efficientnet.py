@@ -35,6 +35,4 @@ def get_config():
     for phase in (config.control, config.guided):
         phase.num_epochs = 1.0
         phase.learning_rate = 5e-4
-    config.guided.mu = 10.0
-    config.guided.release_epochs = 0.3
     return config

@@ -359,7 +359,7 @@ class TestCheckConfig:
             ({"guided.teacher": "average"}, "needs a moving average; set ema_decay"),
             ({"guided.route": "scenic"}, "guided.route='scenic'"),
             ({"guided.every": 0}, "guided.every=0"),
-            ({"guided.release_epochs": 9.0}, "guided.release_epochs=9.0"),
+            ({"guided.release": 1.0}, "guided.release=1.0"),
             ({"phases": ("other",)}, "phase 'other'"),
             ({"phases": ()}, "phases is empty"),
         ],
@@ -388,7 +388,7 @@ class TestPhaseOptions:
         config = tiny_run.make_config(photo_digits_dir, phases=("plain", "guided"))
         config.plain.num_epochs = 0.25
         config.guided.num_epochs = 0.75
-        config.guided.release_epochs = 0.25
+        config.guided.release = 0.34
         config.guided.init = "random"
         config.guided.teacher = "plain"
         config.guided.dataset = "photo_digits/shortcut"

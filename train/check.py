@@ -44,7 +44,7 @@ _GUIDED_RANGES = (
     ("mu", 0, True, None),
     ("mu_warmup_epochs", 0, True, None),
     ("every", 1, True, None),
-    ("release_epochs", 0, True, None),
+    ("release", 0, True, 1),
     ("stats_decay", 0, True, 1),
 )
 
@@ -98,11 +98,6 @@ def _check_phase(config, name, done):
         )
     if phase.method == "guided":
         _check_ranges(phase, _GUIDED_RANGES, name)
-        if phase.release_epochs >= phase.num_epochs:
-            raise ConfigError(
-                f"{name}.release_epochs={phase.release_epochs}: must be less than "
-                f"num_epochs={phase.num_epochs}"
-            )
         if phase.teacher not in (*TEACHERS, *done):
             raise ConfigError(
                 f"{name}.teacher={phase.teacher!r}: one of {', '.join(TEACHERS)}, or "

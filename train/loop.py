@@ -319,7 +319,7 @@ def make_step(
         )
     warmup = max(1, round(phase.mu_warmup_epochs * steps_per_epoch))
     num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
-    last = num_steps - round(phase.release_epochs * steps_per_epoch)
+    last = num_steps - round(phase.release * num_steps)
     when = None
     if phase.every > 1 or last < num_steps:
 

@@ -46,6 +46,7 @@ def get_config():
         init="random",
         num_epochs=10.0,
         learning_rate=config.plain.learning_rate,
+        release=0.1,
     )
 
     # Suppression: none; the runner-up's map made to turn away; the printed formula,
@@ -57,7 +58,7 @@ def get_config():
     add("background_overlap", guidance__suppression="background_overlap")
 
     # The other parts, one at a time.
-    add("no_release", release_epochs=0.0)
+    add("no_release", release=0.0)
     add("ten_steps", bottleneck__num_steps=10)
     add("frozen_teacher", teacher="plain")
     add("bernoulli", guidance__cross_entropy="bernoulli")

@@ -31,6 +31,6 @@ def get_config():
         learning_rate=config.plain.learning_rate,
     )
     variants.add(config, "scratch_control", "control", **scratch)
-    variants.add(config, "scratch", **scratch)
-    variants.add(config, "scratch_taught", teacher="plain", **scratch)
+    variants.add(config, "scratch", release=1 / 7, **scratch)
+    variants.add(config, "scratch_taught", teacher="plain", release=1 / 7, **scratch)
     return config

@@ -36,7 +36,7 @@ def add_literal(config) -> None:
         guidance__step="plain",
         guidance__step_size=1.0,
         only_right=False,
-        release_epochs=0.0,
+        release=0.0,
     )
 
 
