@@ -42,6 +42,10 @@ def make_state(config, model):
     return tx, states.create_state(jax.random.key(0), model, tx, config.image_size)
 
 
+def features_shape(config):
+    return make_state(config, loop.make_model(config, 10))[1].feature_stats.mean.shape
+
+
 class TestCompileStep:
     def test_is_the_step_that_training_takes(self):
         """shard_map here, pmap there: in particular no gradient summed twice."""
@@ -88,6 +92,18 @@ class TestCompileStep:
         text = ahead.report(config, "v5e:2x2", "guided", rows, 4)
         assert "| plain | guided | ratio |" in text and "of 16 GiB a chip" in text
 
+    def test_frozen_teacher_costs_a_pass_through_its_own_network(self):
+        config = small_config()
+        config.guided.teacher = "plain"
+        text = ahead.compile_step(
+            config, config.guided, jax.devices()[:1], 10
+        ).as_text()
+        config.guided.teacher = "bottleneck"
+        own = ahead.compile_step(config, config.guided, jax.devices()[:1], 10).as_text()
+        assert text.count(" convolution(") > own.count(" convolution(") > 0
+        # Released and skipped steps are no part of what is compiled.
+        assert " conditional(" not in own
+
     def test_refuses_a_batch_that_does_not_divide(self):
         with pytest.raises(ahead.CompileError, match="not divisible by 3 chips"):
             ahead.compile_step(
@@ -95,15 +111,35 @@ class TestCompileStep:
             )
 
 
-class TestRepeatedFlops:
+class TestRepeatedCost:
     def test_grows_with_the_steps_that_the_compiler_does_not_count(self):
         config = small_config()
-        config.guided.bottleneck.num_steps = 3
-        two = ahead.repeated_flops(config, config.guided, 4, 10)
-        config.guided.bottleneck.num_steps = 11
-        ten = ahead.repeated_flops(config, config.guided, 4, 10)
-        assert two > 4 * 4 * 4 * 8 and ten == pytest.approx(5 * two)
-        assert ahead.repeated_flops(config, config.plain, 4, 10) == 0
+
+        def cost(num_steps):
+            config.guided.bottleneck.num_steps = num_steps
+            return ahead.repeated_cost(config, config.guided, jax.devices()[:2], 4, 10)
+
+        few, many = cost(3), cost(12)
+        elements = 4 * np.prod(features_shape(config))
+        # Every one is read and written at least once, with some arithmetic between.
+        assert few["flops"] > 10 * elements
+        assert few["bytes_accessed"] > 2 * 4 * elements
+        for name in few:
+            assert many[name] == pytest.approx(10 * few[name], rel=0.05)
+        assert cost(2) == {"flops": 0, "bytes_accessed": 0}
+
+    def test_plain_repeats_nothing(self):
+        config = small_config()
+        found = ahead.repeated_cost(config, config.plain, jax.devices()[:2], 4, 10)
+        assert found == {"flops": 0, "bytes_accessed": 0}
+
+
+class TestBounds:
+    def test_by_hand(self):
+        row = {"flops": 197e9, "bytes_accessed": 819e7, "collective_bytes": 1e8}
+        assert ahead.bounds(row, "v5e") == pytest.approx(
+            {"arithmetic": 1.0, "memory": 10.0, "links": 1.0}
+        )
 
 
 class TestCountCollectives:

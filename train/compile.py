@@ -18,6 +18,9 @@ DEFAULT_CONFIG = "configs/imagenet_resnet50.py"
 AXIS = "devices"
 # Memory of a chip in GiB, from Google's documentation of Cloud TPU.
 CHIP_GIB = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+# Of a chip, a second: bfloat16 operations, bytes of its memory, bytes of its links to
+# the others; from the same pages.
+PEAKS = {"v5e": (197e12, 819e9, 1600e9 / 8)}
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -56,7 +59,7 @@ def describe(topology: str):
 
 
 def compile_step(config, phase, devices, num_classes: int):
-    """The phase's step over all devices, compiled.
+    """The phase's step over all devices, compiled: one that is guided, if some are.
 
     Args:
       config, phase: the configuration and one of its phases.
@@ -81,6 +84,9 @@ def compile_step(config, phase, devices, num_classes: int):
             f"batch_size={config.batch_size} is not divisible by {len(devices)} chips"
             f" times accumulate_steps={config.accumulate_steps}"
         )
+    if phase.method == "guided":
+        phase = phase.copy_and_resolve_references()
+        phase.every, phase.release = 1, 0.0
     model = loop.make_model(config, num_classes, axis_name=AXIS)
     schedule = states.make_schedule(phase.learning_rate, 1000, 0)
     tx = states.make_optimizer(config.optimizer, schedule)
@@ -100,25 +106,23 @@ def compile_step(config, phase, devices, num_classes: int):
     }
     if phase.get("teacher") == "mask":
         batch["mask"] = jax.ShapeDtypeStruct((size, side, side), jnp.uint8)
+    # A frozen teacher is an earlier phase's network.
+    teachers = (state.variables,) if phase.get("teacher") in config.phases else ()
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1), (AXIS,))
-
-    def on(spec, tree):
-        sharding = jax.NamedSharding(mesh, spec)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
 
     # pmap cannot be compiled for a topology. check_vma=False: the step averages its
     # gradients itself, as under pmap.
     sharded = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(jax.P(), jax.P(AXIS)),
+        in_specs=(jax.P(), jax.P(AXIS)) + (jax.P(),) * len(teachers),
         out_specs=jax.P(),
         check_vma=False,
     )
     lowered = jax.jit(sharded, donate_argnums=0).lower(
-        on(jax.P(), state), on(jax.P(AXIS), batch)
+        _placed(mesh, jax.P(), state),
+        _placed(mesh, jax.P(AXIS), batch),
+        *_placed(mesh, jax.P(), teachers),
     )
     try:
         return lowered.compile()
@@ -139,7 +143,7 @@ def measure(compiled) -> dict:
     """Memory in bytes and work of one chip, and its collectives.
 
     flops and bytes_accessed are the compiler's own count, which takes the body of a
-    loop once, not times its trip count (see ``repeated_flops``); ``memory`` is what
+    loop once, not times its trip count (see ``repeated_cost``); ``memory`` is what
     lives at the worst moment.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
@@ -159,23 +163,30 @@ def measure(compiled) -> dict:
     }
 
 
-def repeated_flops(config, phase, num_images: int, num_classes: int) -> float:
-    """Operations of the bottleneck's steps after the first, for a batch of one chip.
+def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> dict:
+    """What the bottleneck's steps cost that the compiler does not count.
 
-    From above: each is taken to cost as much as a whole attribution of one step,
-    preparations included. 0 for a phase without a bottleneck.
+    It takes the body of their loop once, whatever the number of trips. One body is the
+    difference between an attribution of all steps and one of a single step, which has
+    no loop, both compiled for the same chips: from above, because reading the map also
+    costs more after a loop than at alpha's constant start.
+
+    Returns:
+      dict flops, bytes_accessed, of one chip and its images; 0 without a bottleneck.
     """
     import dataclasses
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from ibsgl_jax import bottleneck, feature_stats
     from ibsgl_jax.models import make_head_fn
     from train import loop
 
+    names = {"flops": "flops", "bytes accessed": "bytes_accessed"}
     if phase.method != "guided" or phase.teacher == "mask":
-        return 0.0
+        return dict.fromkeys(names.values(), 0.0)
     options = loop.guidance_config(phase).bottleneck
     model = loop.make_model(config, num_classes)
 
@@ -189,26 +200,66 @@ def repeated_flops(config, phase, num_images: int, num_classes: int) -> float:
         jax.random.key(0),
         jax.ShapeDtypeStruct((num_images, side, side, 3), jnp.float32),
     )
-
-    def attribute(key, variables, features, labels, stats):
-        moments = feature_stats.moments(stats)
-        return bottleneck.attribute(
-            key,
-            make_head_fn(model, variables),
-            features,
-            labels,
-            moments,
-            config=dataclasses.replace(options, num_steps=1),
-        ).saliency
-
-    lowered = jax.jit(attribute).lower(
-        jax.random.key(0),
+    given = (
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_images)),
         variables,
         features,
         jax.ShapeDtypeStruct((num_images,), jnp.int32),
         jax.eval_shape(lambda: feature_stats.init(features.shape[1:])),
     )
-    return (options.num_steps - 1) * lowered.cost_analysis()["flops"]
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(-1), (AXIS,))
+
+    def cost_of(num_steps):
+        def attribute(keys, variables, features, labels, stats):
+            return bottleneck.attribute(
+                keys,
+                make_head_fn(model, variables),
+                features,
+                labels,
+                feature_stats.moments(stats),
+                config=dataclasses.replace(options, num_steps=num_steps),
+            ).saliency
+
+        everywhere = jax.shard_map(
+            attribute, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
+        )
+        lowered = jax.jit(everywhere).lower(*_placed(mesh, jax.P(), given))
+        return lowered.compile().cost_analysis()
+
+    whole, single = cost_of(options.num_steps), cost_of(1)
+    trips = max(options.num_steps - 2, 0)  # one is counted, the last step has no update
+    return {
+        own: trips * max(whole.get(name, 0.0) - single.get(name, 0.0), 0.0)
+        for name, own in names.items()
+    }
+
+
+def bounds(row: dict, kind: str) -> dict:
+    """Least milliseconds of one step, by what could limit it, at the published rates.
+
+    Args:
+      row: of ``measure``.
+      kind: of the chip, a key of ``PEAKS``.
+
+    Returns:
+      dict arithmetic, memory, links. A ring sends about twice what it reduces.
+    """
+    operations, memory_bytes, link_bytes = PEAKS[kind]
+    return {
+        "arithmetic": 1e3 * row["flops"] / operations,
+        "memory": 1e3 * row["bytes_accessed"] / memory_bytes,
+        "links": 1e3 * 2 * row["collective_bytes"] / link_bytes,
+    }
+
+
+def _placed(mesh, spec, tree):
+    """The shapes of a tree, laid out on the devices of the mesh."""
+    import jax
+
+    sharding = jax.NamedSharding(mesh, spec)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
 
 
 def count_collectives(hlo: str) -> dict:
@@ -260,7 +311,7 @@ def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
         ("memory", "memory", "GiB", 2**30),
         ("memory_temporary", "of which temporary", "GiB", 2**30),
         ("flops", "operations", "GFLOP", 1e9),
-        ("bytes_accessed", "bytes accessed (a loop once)", "GiB", 2**30),
+        ("bytes_accessed", "bytes accessed", "GiB", 2**30),
         ("collectives", "collectives", "", 1),
         ("collective_bytes", "their volume", "MiB", 2**20),
     ):
@@ -268,7 +319,16 @@ def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
         ratio = f"{other / plain:.3f}" if plain else "-"
         form = ".0f" if key == "collectives" else ".3f"
         lines.append(f"| {title} {unit} | {plain:{form}} | {other:{form}} | {ratio} |")
-    gib = CHIP_GIB.get(topology.split(":")[0])
+    kind = topology.split(":")[0]
+    if kind in PEAKS:
+        both = [bounds(row, kind) for row in rows.values()]
+        for name in both[0]:
+            plain, other = (each[name] for each in both)
+            lines.append(
+                f"| at least, by {name}, ms | {plain:.2f} | {other:.2f} "
+                f"| {other / plain:.3f} |"
+            )
+    gib = CHIP_GIB.get(kind)
     if gib:
         most = max(row["memory"] for row in rows.values())
         lines.append(f"\nfits: {most / 2**30:.2f} of {gib} GiB a chip")
@@ -289,9 +349,10 @@ def run(config, topology, phase_name=None, num_classes=1000) -> tuple[dict, str]
     for title, phase in (("plain", default.plain_phase()), (name, config[name])):
         key = title if title not in rows else f"{title} (again)"
         rows[key] = measure(compile_step(config, phase, devices, num_classes))
-        rows[key]["flops"] += repeated_flops(
-            config, phase, config.batch_size // len(devices), num_classes
+        more = repeated_cost(
+            config, phase, devices, config.batch_size // len(devices), num_classes
         )
+        rows[key] |= {name: rows[key][name] + cost for name, cost in more.items()}
     gib = CHIP_GIB.get(topology.split(":")[0])
     most = max(row["memory"] for row in rows.values())
     if gib and most > gib * 2**30:
