@@ -8,6 +8,7 @@ optax, chex and numpy only; does no I/O.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from ibsgl_jax.saliency import HeadFn
 
 # The smallest share of noise: its log is finite, and so is its reciprocal times beta.
 MIN_REST = 1e-30
+# Images that a CPU takes at a time through a pooled linear head.
+PIECE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,26 +138,42 @@ def attribute(
         chex.assert_shape(
             noise, (config.num_steps, config.num_samples, *features.shape)
         )
-    features = _cells_first(jax.lax.stop_gradient(features.astype(jnp.float32)))
+    features = jax.lax.stop_gradient(features.astype(jnp.float32))
     moments = Moments(*(m[:, :, None] for m in jax.lax.stop_gradient(moments)))
-    blur = make_blur(features.shape[:2], config.blur_sigma)
+    draws = _step_keys(key, config.num_steps) if noise is None else noise
+    if isinstance(head_fn, PooledLinear) and noise is None and not config.relu:
+        # So few numbers are drawn at once; in the loop each draw has a cost of its own.
+        shape = config.num_samples, features.shape[-1]
+        draws = jax.lax.map(lambda key: _normal(key, shape), draws)
+        solve = functools.partial(
+            _solve, head_fn, moments, config, _pooled_value_and_grad
+        )
+        if jax.default_backend() == "cpu" and len(labels) % PIECE == 0:
+            solve = _in_pieces(solve)
+    else:
+        solve = functools.partial(
+            _solve, head_fn, moments, config, _generic_value_and_grad
+        )
+    return jax.lax.stop_gradient(solve(features, labels, draws))
 
-    pooled = isinstance(head_fn, PooledLinear) and noise is None and not config.relu
-    make_value_and_grad = _pooled_value_and_grad if pooled else _generic_value_and_grad
+
+def _solve(head_fn, moments, config, make_value_and_grad, features, labels, draws):
+    """``attribute`` with its draws, or with keys for them, [num_steps, ...]."""
+    features = _cells_first(features)
+    blur = make_blur(features.shape[:2], config.blur_sigma)
     # In the loop below a CPU would be slow at the gradients of a head's convolutions.
     value_and_grad = in_fast_order(
         make_value_and_grad(head_fn, features, labels, moments, blur, config)
     )
-    height, width, _, num_channels = features.shape
-    noise_shape = (num_channels,) if pooled else (height, width, num_channels)
-    draws = _step_keys(key, config.num_steps) if noise is None else noise
     tx = make_adam(config.learning_rate, config.num_steps)
     alpha = jnp.full(features.shape, config.initial_alpha, jnp.float32)
+    height, width, _, num_channels = features.shape
+    noise_shape = (config.num_samples, height, width, num_channels)
 
     def step(carry, draw):
         alpha, opt_state = carry
-        if noise is None:
-            draw = _normal(draw, (config.num_samples, *noise_shape))
+        if jnp.issubdtype(draw.dtype, jax.dtypes.prng_key):
+            draw = _normal(draw, noise_shape)
         loss, gradient = value_and_grad(alpha, draw)
         updates, opt_state = tx.update(gradient, opt_state)
         return (optax.apply_updates(alpha, updates), opt_state), loss
@@ -167,14 +186,35 @@ def attribute(
     r_squared = _squared_deviation(features, moments, config)
     nats = capacity(noise_share(alpha, blur), r_squared, moments.active)
     nats = _cells_last(nats)
-    return jax.lax.stop_gradient(
-        Attribution(
-            capacity=nats,
-            saliency=jnp.sum(nats, axis=-1) / np.log(2.0).astype(np.float32),
-            alpha=_cells_last(final_alpha),
-            losses=jnp.concatenate([losses, last_loss[None]]),
-        )
+    return Attribution(
+        capacity=nats,
+        saliency=jnp.sum(nats, axis=-1) / np.log(2.0).astype(np.float32),
+        alpha=_cells_last(final_alpha),
+        losses=jnp.concatenate([losses, last_loss[None]]),
     )
+
+
+def _in_pieces(solve):
+    """``solve`` for PIECE images at a time, whose working set stays in a CPU's cache.
+
+    Memory is bounded as well. Fewer images would read a wide head's weights too often.
+    """
+
+    def solve_in_pieces(features, labels, draws):
+        num = len(labels) // PIECE
+        if draws.shape[2] == 1:
+            draws = jnp.broadcast_to(draws, (num, *draws.shape))
+        else:
+            draws = jnp.stack(jnp.split(draws, num, axis=2))
+        features, labels = (
+            x.reshape(num, PIECE, *x.shape[1:]) for x in (features, labels)
+        )
+        found = jax.lax.map(lambda part: solve(*part), (features, labels, draws))
+        found = found._replace(losses=jnp.moveaxis(found.losses, 1, 2))
+        found = Attribution(*(x.reshape(-1, *x.shape[2:]) for x in found))
+        return found._replace(losses=found.losses.T)
+
+    return solve_in_pieces
 
 
 def capacity(
@@ -335,25 +375,27 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
     them (local reparameterisation, Kingma et al. 2015). The gradient is written out:
     it needs no logarithm, so a caller who does not read the losses never computes one.
     """
-    height, width, num_images, num_channels = features.shape
+    height, width, _, num_channels = features.shape
     cells = height * width
     kernel, bias = head_fn.kernel, head_fn.bias
-    std = jnp.maximum(moments.std, config.min_std)
-    r_squared = _squared_deviation(features, moments, config)
     # Inactive elements are zero in the mixture: no mean, no noise, no offset.
     mean = jnp.mean(jnp.where(moments.active, moments.mean, 0.0), axis=(0, 1))
     offset = jnp.where(moments.active, features - moments.mean, 0.0)
-    variance = jnp.where(moments.active, jnp.square(std), 0.0)
-    capacity_scale = config.beta / (cells * num_channels) * moments.active
+    variance = jnp.square(jnp.maximum(moments.std, config.min_std))
+    # For every image: within the loop, a factor that the images share would keep a CPU
+    # from vectorising all of its expression.
+    variance = jnp.broadcast_to(
+        jnp.where(moments.active, variance, 0.0), features.shape
+    )
     transposed_blur = jax.linear_transpose(blur, features)
-    ones = jnp.ones((cells,), jnp.float32)
 
     def sum_cells(x):
-        # As a matrix product: XLA's own column sum is slower on a CPU.
-        total = jnp.matmul(ones, x.reshape(cells, -1), precision="highest")
-        return total.reshape(num_images, num_channels)
+        # Written out, the sum fuses with what it sums; XLA's own reads it from memory.
+        return sum(sum(x))
 
     def value_and_grad(alpha, noise):
+        active = variance > 0
+        r_squared = jnp.square(offset) / jnp.where(active, variance, 1.0)
         complement = jax.nn.sigmoid(-alpha)
         rest = jnp.clip(blur(complement), MIN_REST, 1.0)
         lam = 1.0 - rest
@@ -372,10 +414,11 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
         by_lam = (
             by_mean / cells * offset
             - by_spread / cells**2 * rest * variance
-            + capacity_scale * (1.0 / rest + lam * r_squared - rest)
+            + jnp.where(active, 1.0 / rest + lam * r_squared - rest, 0.0)
+            * (config.beta / (cells * num_channels))
         )
         (by_complement,) = transposed_blur(-by_lam)
-        nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
+        nats = jnp.mean(capacity(rest, r_squared, active), axis=(0, 1, 3))
         loss = cross_entropy + config.beta * nats
         return loss, -by_complement * complement * (1.0 - complement)
 

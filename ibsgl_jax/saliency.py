@@ -112,7 +112,7 @@ def logits_and_saliencies(
             gradient = jnp.mean(gradient, axis=(1, 2), keepdims=True)
         return jnp.sum(gradient * features, axis=-1)
 
-    maps = jax.vmap(one_map, in_axes=1, out_axes=1)(classes)
+    maps = jnp.stack([one_map(each) for each in jnp.moveaxis(classes, 1, 0)], axis=1)
     return logits, jax.nn.relu(maps) if rectify else maps
 
 

@@ -440,6 +440,20 @@ class TestPooledShortcut:
         path = "_pooled" if case == "plain" else "_generic"
         assert taken == [f"{path}_value_and_grad"]
 
+    @pytest.mark.parametrize("num_keys", [0, 4])
+    def test_pieces_equal_the_whole(self, num_keys, monkeypatch):
+        """A CPU takes a few images at a time; nothing shows of it."""
+        case = small_case(n=4)
+        key = jax.random.key(3)
+        key = jax.random.split(key, num_keys) if num_keys else key
+        whole = run_small(key, *case)
+        monkeypatch.setattr(bottleneck, "PIECE", 2)
+        head, *rest = case
+        pieces = jax.jit(
+            lambda key, *rest: bottleneck.attribute(key, head, *rest, config=SHORT)
+        )(key, *rest)
+        assert_close(pieces, whole)
+
     def test_low_precision_kernel_is_used_in_float32(self):
         head, *args = small_case()
         low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), head)
