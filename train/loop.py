@@ -161,12 +161,17 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
 
     # Phases that start from the same weights see the same batches: a fair control.
     generation = _generation(config, name)
+    step_fn = make_step(
+        config, phase, steps_per_epoch, generation=generation, model=model, tx=tx
+    )
+    # An argument, not a constant: the seeds of a sweep share one compiled program.
+    base_key = _replicate(step_fn.keywords["base_key"])
     train_step = jax.pmap(
-        make_step(
-            config, phase, steps_per_epoch, generation=generation, model=model, tx=tx
+        lambda state, batch, key, *teachers: step_fn(
+            state, batch, *teachers, base_key=key
         ),
         axis_name=AXIS,
-        in_axes=(None, 0) + (None,) * len(teachers),
+        in_axes=(None, 0, None) + (None,) * len(teachers),
         out_axes=None,
         donate_argnums=0,
     )
@@ -253,7 +258,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
             range(start + 1, num_steps + 1), _to_devices(stream, config), strict=False
         ):
             trace.before(step)
-            state, sums = train_step(state, batch, *teachers)
+            state, sums = train_step(state, batch, base_key, *teachers)
             trace.after(step, state)
             pending.append((step, sums))
             read(LAG)
