@@ -50,6 +50,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase.bottleneck.num_samples = 1
     phase.bottleneck.learning_rate = 1.0
     phase.bottleneck.beta = 10.0
+    phase.bottleneck.blur_sigma = 1.0  # cells; smaller for features of 4 x 4
     phase.update(changes)
     return phase
 

@@ -60,7 +60,7 @@ class TestCommand:
         out = capsys.readouterr().out
         assert "| L^c |" in out and "| last, 2 steps, 1 samples |" in out
         known = json.loads((run.workdir / "teachers_validation.json").read_text())
-        assert len(known) == 5  # L^c, two numbers of steps, two betas
+        assert len(known) == 7  # L^c, two numbers of steps, two betas, two blurs
         monkeypatch.setattr(teachers, "measure", None)
         assert teachers.main(arguments) == 0
         assert capsys.readouterr().out == out

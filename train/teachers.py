@@ -43,12 +43,13 @@ class Teacher(NamedTuple):
     num_steps: int
     num_samples: int
     beta: float = 10.0
+    blur_sigma: float = 1.0
 
     def title(self) -> str:
         layer = self.layer or "last"
-        return f"{layer}, {self.num_steps} steps, {self.num_samples} samples" + (
-            f", beta {self.beta:g}" if self.beta != 10.0 else ""
-        )
+        title = f"{layer}, {self.num_steps} steps, {self.num_samples} samples"
+        title += f", beta {self.beta:g}" if self.beta != 10.0 else ""
+        return title + (f", blur {self.blur_sigma:g}" if self.blur_sigma != 1.0 else "")
 
 
 def measure(run, phase: str, source, teacher: Teacher | None) -> dict:
@@ -103,7 +104,10 @@ def measure(run, phase: str, source, teacher: Teacher | None) -> dict:
 
 def _bottleneck_maps(teacher, moments, features_fn, head_fn):
     options = BottleneckConfig(
-        num_steps=teacher.num_steps, num_samples=teacher.num_samples, beta=teacher.beta
+        num_steps=teacher.num_steps,
+        num_samples=teacher.num_samples,
+        beta=teacher.beta,
+        blur_sigma=teacher.blur_sigma or None,
     )
 
     @jax.jit
@@ -176,6 +180,7 @@ def main(argv=None) -> int:
     args = parser.parse_args(argv)
     teachers = [None] + [Teacher("", n, s) for n in args.steps for s in args.samples]
     teachers += [Teacher("", 20, 1, beta) for beta in (1.0, 100.0)]
+    teachers += [Teacher("", 20, 1, blur_sigma=blur) for blur in (0.5, 0.0)]
     teachers += [Teacher(layer, n, 10) for layer in args.layers for n in (10, 20)]
     rows = {}
     for workdir in args.workdir:
