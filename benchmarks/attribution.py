@@ -1,9 +1,11 @@
 """python -m benchmarks.attribution [--json] [--quick]: what a map costs per image.
 
 For each network plain inference and every method take turns in one process, so that a
-change of the machine's speed meets all of them; printed are images per second, the time
-per image as a ratio to plain inference in the same turn (median and quartiles) and the
-compile time. Random weights and images: the work is the same.
+change of the machine's speed meets all of them; printed are images per second and the
+time per image as a ratio to plain inference in the same turn (median and quartiles).
+"floor at LAYER" is what the bottleneck there cannot do without: the network once, the
+rest of it and its gradient for every step and sample. The first call's time is that of
+compiling. Random weights and images: the work is the same.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import attribution, feature_stats, models, tapping
+from benchmarks.floor import make_floor
+from ibsgl_jax import attribution, bottleneck, feature_stats, models, tapping
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, the layer
 # further in that the bottleneck's authors used). The quick one is for a smoke test.
@@ -80,11 +83,29 @@ def make_variants(model, variables, images, inner_layer, methods):
         explain_fn = explain(method, features_fn, head_fn, num_images, **more)
         variants[method] = (explain_fn, num_images)
     if "ib" in methods:
+        # What guidance takes: with a pooled linear head one sample is enough.
+        single = bottleneck.BottleneckConfig(num_samples=1)
+        variants["ib, 1 sample"] = (
+            explain("ib", features_fn, head_fn, num_images, config=single),
+            num_images,
+        )
         inner = tapping.linen(
             model, variables, inner_layer, image_shape=images.shape[1:]
         )
         num_inner = max(1, num_images // INNER_SHARE)
         variants[f"ib at {inner_layer}"] = (explain("ib", *inner, num_inner), num_inner)
+        # IBA's own counts, which attribution.attribute takes here.
+        config = bottleneck.BottleneckConfig()
+        repeat_head = make_floor(config.num_steps, config.num_samples)
+        tapped_features_fn, tail_fn = inner
+        measured_fn = jax.jit(lambda features_fn, images: features_fn(images))
+
+        def floor(images):
+            features = measured_fn(tapped_features_fn, images)
+            labels = jnp.zeros(len(images), jnp.int32)
+            return repeat_head(tail_fn, features, labels)
+
+        variants[f"floor at {inner_layer}"] = (floor, num_inner)
     return variants
 
 

@@ -3,12 +3,15 @@
 For each network the plain step and its rivals take turns in one process, so that a
 change of the machine's speed meets all of them; printed are the median, the ratio to
 the plain step turn by turn (median and quartiles), the compile time, and the peak
-memory that the compiler plans for. Random weights and images: the work is the same.
+memory that the compiler plans for. "floor_N" is the plain step and, for a head that is
+not linear, what N bottleneck steps cannot do without. Random weights and images: the
+work is the same.
 """
 
 import argparse
 import functools
 import json
+import os
 import sys
 import time
 
@@ -16,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.floor import make_floor
 from configs import default
 from configs.baselines import icasc, saliency_guided
 from ibsgl_jax import models
@@ -32,7 +36,10 @@ NETWORKS = {
 }
 
 
-def make_steps(model, tx, num_steps=(10, 20)):
+NUM_STEPS = (10, 20)
+
+
+def make_steps(model, tx, num_steps=NUM_STEPS):
     """dict name -> step function of (state, batch); "plain" first."""
     bound = dict(
         model=model,
@@ -68,7 +75,7 @@ def _options(phase, *names):
     return {name: phase[name] for name in names}
 
 
-def measure(network, *, dtype, num_rounds):
+def measure(network, *, dtype, num_rounds, variants=None):
     """Rows of results for one network."""
     name, side, num_classes, small, large = NETWORKS[network]
     batch_size = small if jax.default_backend() == "cpu" else large
@@ -85,12 +92,28 @@ def measure(network, *, dtype, num_rounds):
     state = states.create_state(jax.random.key(0), model, tx, side)
     compiled, rows = {}, []
     for variant, step in make_steps(model, tx).items():
+        if variants and variant not in ("plain", *variants):
+            continue
         begin = time.perf_counter()
         compiled[variant] = jax.jit(step).lower(state, batch).compile()
         seconds = time.perf_counter() - begin
         jax.block_until_ready(compiled[variant](state, batch))
         rows.append({"variant": variant, "compile_seconds": seconds})
         print(f"{network}: {variant} compiled", file=sys.stderr, flush=True)
+    head_fn = models.make_head_fn(model, state.variables)
+    if not isinstance(head_fn, models.PooledLinear):
+        shape = (batch_size, *state.feature_stats.mean.shape)
+        features = jnp.ones(shape, model.dtype)
+        for n in NUM_STEPS:
+            repeat_head = make_floor(n, num_samples=1)
+
+            def floor(state, batch, repeat_head=repeat_head):
+                done = repeat_head(head_fn, features, batch["label"])
+                return done, compiled["plain"](state, batch)
+
+            jax.block_until_ready(floor(state, batch))
+            compiled[f"floor_{n}"] = floor
+            rows.append({"variant": f"floor_{n}"})
     times = {variant: [] for variant in compiled}
     for i in range(num_rounds):
         for variant, step in compiled.items():
@@ -102,7 +125,6 @@ def measure(network, *, dtype, num_rounds):
     for row in rows:
         seconds = np.array(times[row["variant"]])
         quartiles = np.percentile(seconds / plain, (50, 25, 75))
-        memory = compiled[row["variant"]].memory_analysis()
         row |= {
             "network": network,
             "batch_size": batch_size,
@@ -110,13 +132,13 @@ def measure(network, *, dtype, num_rounds):
             "seconds": float(np.median(seconds)),
             "ratio": float(quartiles[0]),
             "ratio_quartiles": [float(q) for q in quartiles[1:]],
-            "temp_bytes": memory.temp_size_in_bytes,
-            "convolutions": compiled[row["variant"]].as_text().count(" convolution("),
         }
-    base = rows[0]
-    for row in rows:
-        row["compile_ratio"] = row["compile_seconds"] / base["compile_seconds"]
-        row["memory_ratio"] = row["temp_bytes"] / base["temp_bytes"]
+        if "compile_seconds" in row:  # a step, not a floor
+            program = compiled[row["variant"]]
+            row["temp_bytes"] = program.memory_analysis().temp_size_in_bytes
+            row["convolutions"] = program.as_text().count(" convolution(")
+            row["compile_ratio"] = row["compile_seconds"] / rows[0]["compile_seconds"]
+            row["memory_ratio"] = row["temp_bytes"] / rows[0]["temp_bytes"]
     return rows
 
 
@@ -125,14 +147,20 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="the quickstart's only")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--variants", nargs="+", help="beside plain; all if absent")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)
     networks = args.networks or (["quickstart"] if args.quick else NETWORKS)
     rows = []
     for network in networks:
-        rows += measure(network, dtype=args.dtype, num_rounds=args.rounds)
-    device = jax.devices()[0].device_kind
+        rows += measure(
+            network,
+            dtype=args.dtype,
+            num_rounds=args.rounds,
+            variants=args.variants,
+        )
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     if args.json:
         print(json.dumps({"jax": jax.__version__, "device": device, "rows": rows}))
         return 0
@@ -144,7 +172,11 @@ def main(argv=None):
         print(
             f"| {row['network']}, {row['batch_size']} | {row['variant']} "
             f"| {1e3 * row['seconds']:.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) "
-            f"| {row['compile_ratio']:.1f} x | {row['memory_ratio']:.2f} x |"
+            + (
+                f"| {row['compile_ratio']:.1f} x | {row['memory_ratio']:.2f} x |"
+                if "compile_ratio" in row
+                else "| | |"
+            )
         )
     return 0
 
