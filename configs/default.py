@@ -50,7 +50,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase.bottleneck.num_samples = 1
     phase.bottleneck.learning_rate = 1.0
     phase.bottleneck.beta = 10.0
-    phase.bottleneck.blur_sigma = 1.0  # cells; smaller for features of 4 x 4
+    phase.bottleneck.blur_sigma = 0.5  # cells; IBA's 1.0 is for features of 14 x 14
     phase.update(changes)
     return phase
 

@@ -17,6 +17,7 @@ def get_config():
     guided = config.guided
     guided.bottleneck.num_steps = 10
     guided.bottleneck.num_samples = 10
+    guided.bottleneck.blur_sigma = 1.0
     guided.guidance.suppression = "masked_overlap"
     guided.guidance.suppression_weight = 1.0
     guided.guidance.step = "plain"

@@ -3,8 +3,8 @@
     python -m train.sweep configs/sweeps/recipes.py
 
 Every phase but the first and the two from scratch starts from the weights of "plain"
-and sees the same batches. What each changes against "guided", the quickstart's recipe,
-stands beside it.
+and sees the same batches. What each changes against "guided" stands beside it; the
+quickstart's recipe is "half_blur".
 """
 
 from configs import quickstart
@@ -17,6 +17,7 @@ CONTROLS = {"scratch": "scratch_control"}
 FINAL = (
     "control",
     "guided",
+    "half_blur",
     "literal",
     "oracle",
     "saliency_guided",
@@ -29,6 +30,8 @@ FINAL = (
 def get_config():
     config = quickstart.get_config()
     variants.quiet(config)
+    # With IBA's own blur, the default when this sweep was run.
+    config.guided.bottleneck.blur_sigma = 1.0
 
     def add(name, base="guided", **fields):
         variants.add(config, name, base, **fields)
@@ -56,6 +59,9 @@ def get_config():
     add("overlap", guidance__suppression="overlap")
     add("masked_overlap", guidance__suppression="masked_overlap")
     add("background_overlap", guidance__suppression="background_overlap")
+
+    # The quickstart's recipe: half of IBA's blur.
+    add("half_blur", bottleneck__blur_sigma=0.5)
 
     # The other parts, one at a time.
     add("no_release", release=0.0)

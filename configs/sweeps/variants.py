@@ -32,6 +32,7 @@ def add_literal(config) -> None:
         "literal",
         bottleneck__num_steps=10,
         bottleneck__num_samples=10,
+        bottleneck__blur_sigma=1.0,
         guidance__suppression="masked_overlap",
         guidance__step="plain",
         guidance__step_size=1.0,
