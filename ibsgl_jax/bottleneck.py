@@ -148,7 +148,10 @@ def attribute(
         solve = functools.partial(
             _solve, head_fn, moments, config, _pooled_value_and_grad
         )
-        if jax.default_backend() == "cpu" and len(labels) % PIECE == 0:
+        # An exported function has a batch size without a number.
+        size = labels.shape[0]
+        known = isinstance(size, int) and size % PIECE == 0
+        if jax.default_backend() == "cpu" and known:
             solve = _in_pieces(solve)
     else:
         solve = functools.partial(

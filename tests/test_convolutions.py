@@ -120,3 +120,26 @@ class TestDepthwise:
         )
         text = lowered.as_text()
         assert "stablehlo.convolution" in text and "stablehlo.while" not in text
+
+
+def test_depthwise_is_exported_for_any_batch_size():
+    """A batch without a number takes the plain convolution, with the same result."""
+    from jax import export
+
+    images = np.random.default_rng(0).normal(size=(3, 6, 6, 4)).astype(np.float32)
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 1, 4)).astype(np.float32)
+
+    def fn(images):
+        return convolutions.depthwise(
+            images,
+            kernel,
+            (2, 2),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=4,
+        )
+
+    (size,) = export.symbolic_shape("n")
+    shape = jax.ShapeDtypeStruct((size, 6, 6, 4), np.float32)
+    exported = export.export(jax.jit(fn), platforms=("cpu", "tpu"))(shape)
+    np.testing.assert_allclose(exported.call(images), fn(images), rtol=1e-4, atol=1e-5)

@@ -165,7 +165,7 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
         config, phase, steps_per_epoch, generation=generation, model=model, tx=tx
     )
     # An argument, not a constant: the seeds of a sweep share one compiled program.
-    base_key = _replicate(step_fn.keywords["base_key"])
+    base_key = _replicate(_base_key(config, generation))
     train_step = jax.pmap(
         lambda state, batch, key, *teachers: step_fn(
             state, batch, *teachers, base_key=key
@@ -307,7 +307,7 @@ def make_step(
     bound = dict(
         model=model,
         tx=tx,
-        base_key=jax.random.fold_in(jax.random.key(config.seed), generation + 1),
+        base_key=_base_key(config, generation),
         image_stats=splits.image_stats(config),
         label_smoothing=config.label_smoothing,
         mixup=config.mixup,
@@ -343,6 +343,11 @@ def make_step(
         only_right=phase.only_right,
         **bound,
     )
+
+
+def _base_key(config, generation):
+    """What all draws of a phase come from."""
+    return jax.random.fold_in(jax.random.key(config.seed), generation + 1)
 
 
 def make_eval_fn(config, model):
