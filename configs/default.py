@@ -31,6 +31,7 @@ def guided_phase(**changes) -> ConfigDict:
     # ema_decay). The name of an earlier phase: that network's, frozen. "mask": no
     # bottleneck but the object's true mask, an oracle.
     phase.teacher = "bottleneck"
+    phase.teacher_layer = ""  # an inner layer, finer and far dearer; "": the last one
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
     phase.every = 1  # steps; 4 guides every fourth and makes the others plain
     phase.release = 1 / 3  # share of the steps, the last ones, that are plain

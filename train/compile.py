@@ -95,7 +95,7 @@ def compile_step(config, phase, devices, num_classes: int):
     )
     state = jax.eval_shape(
         lambda: states.create_state(
-            jax.random.key(0), model, tx, config.image_size, ema=config.ema_decay > 0
+            jax.random.key(0), model, tx, **states.options(config, phase)
         )
     )
     size, side = config.batch_size, config.image_size
@@ -182,18 +182,19 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
     import numpy as np
 
     from ibsgl_jax import bottleneck, feature_stats
-    from ibsgl_jax.models import make_head_fn
     from train import loop
+    from train import state as states
 
     names = {"flops": "flops", "bytes accessed": "bytes_accessed"}
     if phase.method != "guided" or phase.teacher == "mask":
         return dict.fromkeys(names.values(), 0.0)
     options = loop.guidance_config(phase).bottleneck
     model = loop.make_model(config, num_classes)
+    layer = phase.teacher_layer
 
     def features_and_variables(key, images):
         variables = model.init(key, images)
-        return model.apply(variables, images, method="features"), variables
+        return states.tap_features(model, variables, layer, images)[0], variables
 
     side = config.image_size
     features, variables = jax.eval_shape(
@@ -212,9 +213,11 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
 
     def cost_of(num_steps):
         def attribute(keys, variables, features, labels, stats):
+            images = jnp.zeros((num_images, side, side, 3), jnp.float32)
+            _, head_fn = states.tap_features(model, variables, layer, images)
             return bottleneck.attribute(
                 keys,
-                make_head_fn(model, variables),
+                head_fn,
                 features,
                 labels,
                 feature_stats.moments(stats),

@@ -87,6 +87,8 @@ def train_and_evaluate(config, workdir, *, profile=None):
 
 def _save_model(config, state, data, workdir, phase):
     """models/PHASE.npz: what ``ibsgl explain --checkpoint`` reads."""
+    # Of the features before the head alone: explain does not know the teacher's layer.
+    inner = states.options(config, config[phase])["layer"]
     resize = config.image_size
     if config.eval_transform == "resize_center":
         resize = round(resize / 0.875)
@@ -102,7 +104,7 @@ def _save_model(config, state, data, workdir, phase):
             mean=tuple(config.image_mean),
             std=tuple(config.image_std),
         ),
-        stats=jax.device_get(state.feature_stats),
+        stats=None if inner else jax.device_get(state.feature_stats),
     )
 
 
@@ -338,6 +340,7 @@ def make_step(
         # Per part of a batch, so that a step forgets as much as in one piece.
         decay=phase.stats_decay ** (1.0 / config.accumulate_steps),
         teacher="frozen" if phase.teacher in config.phases else phase.teacher,
+        teacher_layer=phase.teacher_layer,
         route=phase.route,
         when=when,
         only_right=phase.only_right,
@@ -362,20 +365,18 @@ def make_eval_fn(config, model):
 
 
 def _initial_state(config, phase, finished, model, tx):
-    ema = config.ema_decay > 0
-    if phase.init in finished:
-        before = finished[phase.init].variables
-        # A copy: the step donates its state; other phases start from the same one.
-        params, batch_stats = jax.tree.map(
-            np.array, (before["params"], before["batch_stats"])
-        )
-        return states.restart(
-            model, tx, params, batch_stats, config.image_size, ema=ema
-        )
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    options = states.options(config, phase)
     try:
+        if phase.init in finished:
+            before = finished[phase.init].variables
+            # A copy: the step donates its state; other phases start from the same one.
+            params, batch_stats = jax.tree.map(
+                np.array, (before["params"], before["batch_stats"])
+            )
+            return states.restart(model, tx, params, batch_stats, **options)
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
         # Outside pmap the axis has no name; BatchNorm asks for it only in training.
-        state = states.create_state(key, model, tx, config.image_size, ema=ema)
+        state = states.create_state(key, model, tx, **options)
     except (TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -383,9 +384,7 @@ def _initial_state(config, phase, finished, model, tx):
         ) from error
     if phase.init == "pretrained":
         params, batch_stats = _pretrained(config, state)
-        state = states.restart(
-            model, tx, params, batch_stats, config.image_size, ema=ema
-        )
+        state = states.restart(model, tx, params, batch_stats, **options)
     return state
 
 

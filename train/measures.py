@@ -74,6 +74,23 @@ def _measures():
             "(Guo et al. 2017). Resampling adds to it: its interval lies high.",
         ),
     )
+    scaled = "after dividing the logits by one temperature, fitted on validation"
+    for name, title, better, text in (
+        ("nll_scaled", "NLL, scaled", "lower", f"NLL {scaled} (Guo et al. 2017)."),
+        (
+            "calibration_scaled",
+            "calibration error, scaled",
+            "lower",
+            f"Calibration error {scaled}.",
+        ),
+        (
+            "temperature",
+            "temperature",
+            "",
+            "That temperature: above 1 the network is too sure of itself.",
+        ),
+    ):
+        yield name, Measure("Prediction", title, better, False, text)
     for name, title, text in (
         (
             "box_share",

@@ -4,6 +4,7 @@ May import jax, ``ml_collections`` and ``train``'s own modules; ``loop`` only in
 functions, because it imports this module's importer.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -93,17 +94,17 @@ def load_states(config, num_classes: int, workdir: Path):
 
     model = loop.make_model(config, num_classes)
     tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
-    like = jax.eval_shape(
-        lambda: states.create_state(
-            jax.random.key(0),
-            model,
-            tx,
-            config.image_size,
-            ema=config.get("ema_decay", 0) > 0,
-        )
-    )
     loaded, notes = {}, []
     for phase in config.phases:
+        like = jax.eval_shape(
+            functools.partial(
+                states.create_state,
+                jax.random.key(0),
+                model,
+                tx,
+                **states.options(config, config[phase]),
+            )
+        )
         folder = workdir / "checkpoints" / phase
         restored = None
         if folder.is_dir():

@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from ibsgl_jax import attribution
-from train import evaluate, intervals, measures, saved_run, splits
+from train import evaluate, intervals, measures, saved_run, splits, temperature
 from train.measures import MEASURES
 from train.workdir import ConfigError, write_text
 
@@ -142,6 +142,8 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
                 "num_images": len(parts[part]),
                 **summarize(values),
             }
+            if part == "measures":
+                entry["means"] |= _scaled(run, phase, parts[part])
             scores = record["phases"].setdefault(phase, {})
             if method:
                 scores.setdefault("methods", {})[method] = entry
@@ -178,6 +180,15 @@ def _measure(run, variables, source, part, method, *, progress):
     )
     return splits.map_split(
         config, source, lambda batch: step(variables, moments, batch), progress=progress
+    )
+
+
+def _scaled(run, phase, source) -> dict:
+    """What of NLL and calibration is left after one temperature for the logits."""
+    bound = run.config, run.model, run.states[phase].variables
+    found = temperature.fit(*temperature.split_logits(*bound, run.data.validation))
+    return temperature.scaled_measures(
+        *temperature.split_logits(*bound, source), found
     )
 
 

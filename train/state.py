@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from ibsgl_jax import feature_stats
+from ibsgl_jax import feature_stats, tapping
+from ibsgl_jax.models import make_head_fn
 
 
 class TrainState(struct.PyTreeNode):
@@ -20,7 +21,7 @@ class TrainState(struct.PyTreeNode):
       step: int32 [], steps done in this phase.
       params, batch_stats: of the model.
       opt_state: of optax.
-      feature_stats: moving moments of the tapped features, for the bottleneck.
+      feature_stats: moving moments of the features that the bottleneck is on.
       ema_params: moving average of params, or an empty dict without one.
     """
 
@@ -38,22 +39,43 @@ class TrainState(struct.PyTreeNode):
         return {"params": params, "batch_stats": self.batch_stats}
 
 
-def create_state(key, model, tx, image_size: int, *, ema: bool = False) -> TrainState:
-    """A fresh state for square images of the given side; ema: with an average."""
+def create_state(
+    key, model, tx, image_size: int, *, ema: bool = False, layer: str = ""
+) -> TrainState:
+    """A fresh state for square images of the given side; options as for ``restart``."""
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     # Jitted: initialising layer by layer takes seconds for a deep network.
     variables = jax.jit(model.init)(key, images)
     batch_stats = variables.get("batch_stats", {})
-    return restart(model, tx, variables["params"], batch_stats, image_size, ema=ema)
+    params = variables["params"]
+    return restart(model, tx, params, batch_stats, image_size, ema=ema, layer=layer)
 
 
 def restart(
-    model, tx, params, batch_stats, image_size: int, *, ema: bool = False
+    model,
+    tx,
+    params,
+    batch_stats,
+    image_size: int,
+    *,
+    ema: bool = False,
+    layer: str = "",
 ) -> TrainState:
-    """The state of a new phase that takes over the weights of another."""
+    """The state of a new phase that takes over the weights of another.
+
+    Args:
+      model, tx, params, batch_stats: of the phase.
+      image_size: side of the images.
+      ema: with a moving average of the parameters.
+      layer: inner layer whose features the statistics are of (a name of
+        ``tapping.layer_names``); "" for the features before the head.
+
+    Raises:
+      ValueError: the model has no such layer, or it does not cut it.
+    """
     variables = {"params": params, "batch_stats": batch_stats}
     features = jax.eval_shape(
-        lambda v, x: model.apply(v, x, method="features"),
+        lambda v, x: tap_features(model, v, layer, x)[0],
         variables,
         jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32),
     )
@@ -66,6 +88,29 @@ def restart(
         # A copy: no two arrays of a state that a step donates may be the same.
         ema_params=jax.tree.map(jnp.array, params) if ema else {},
     )
+
+
+def options(config, phase) -> dict:
+    """What ``create_state`` and ``restart`` take from a config and one of its phases.
+
+    Fields that a run of an earlier version lacks are off.
+    """
+    return {
+        "image_size": config.image_size,
+        "ema": config.get("ema_decay", 0) > 0,
+        "layer": phase.get("teacher_layer", ""),
+    }
+
+
+def tap_features(model, variables, layer: str, images):
+    """(features, head_fn) of a network in evaluation mode; layer as for ``restart``."""
+    if not layer:
+        features = model.apply(variables, images, method="features")
+        return features, make_head_fn(model, variables)
+    features_fn, head_fn = tapping.linen(
+        model, variables, layer, image_shape=images.shape[1:], train=False
+    )
+    return features_fn(images), head_fn
 
 
 def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):

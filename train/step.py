@@ -15,7 +15,7 @@ import optax
 
 from ibsgl_jax import bottleneck, feature_stats, guidance, losses, metrics, saliency
 from ibsgl_jax.models import make_head_fn
-from train.state import TrainState
+from train.state import TrainState, tap_features
 
 
 def normalize_images(images, *, mean, std):
@@ -43,6 +43,7 @@ def guided_step(
     mu,
     decay,
     teacher="bottleneck",
+    teacher_layer="",
     route="target",
     when=None,
     only_right=True,
@@ -64,6 +65,10 @@ def guided_step(
         step. "frozen": of ``teacher_variables``; "average": of the moving average of
         the parameters; both in evaluation mode, for one more forward pass. "mask": the
         object's true mask (an oracle).
+      teacher_layer: inner layer whose bottleneck teaches (a name of
+        ``tapping.layer_names``), in evaluation mode; its map is averaged down to the
+        features. Costs the rest of the network, forward and backward, at every
+        bottleneck step and sample. "": the features before the head.
       route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
         second order in the head.
@@ -84,17 +89,20 @@ def guided_step(
         frozen = jax.lax.stop_gradient(forward.features)
         head_fn = make_head_fn(model, jax.lax.stop_gradient(forward.variables))
         seen, teacher_fn = frozen, head_fn
-        if teacher in ("frozen", "average"):
-            variables = teacher_variables
-            if teacher == "average":
-                variables = {
+        if teacher in ("frozen", "average") or (teacher_layer and teacher != "mask"):
+            variables = {
+                "bottleneck": forward.variables,
+                "frozen": teacher_variables,
+                "average": {
                     "params": state.ema_params,
                     "batch_stats": state.batch_stats,
-                }
-            seen = model.apply(variables, forward.images, method="features")
-            seen, teacher_fn = (
-                jax.lax.stop_gradient(seen),
-                make_head_fn(model, variables),
+                },
+            }[teacher]
+            seen, teacher_fn = tap_features(
+                model,
+                jax.lax.stop_gradient(variables),
+                teacher_layer,
+                jax.lax.stop_gradient(forward.images),
             )
         stats = feature_stats.update_moving(
             forward.feature_stats, seen, decay=decay, axis_name=axis_name
@@ -115,6 +123,7 @@ def guided_step(
                     moments,
                     config=config.bottleneck,
                 ).saliency
+                given = _resized(given, frozen)
             return guidance.guide(
                 None,
                 head_fn,
@@ -382,6 +391,11 @@ def eval_step(variables, batch, *, model, image_stats, axis_name=None):
 
 def _mask_map(batch, features):
     """The true mask at the resolution of the features, [N, H, W]."""
-    return jax.image.resize(
-        batch["mask"].astype(jnp.float32), features.shape[:3], "linear"
-    )
+    return _resized(batch["mask"].astype(jnp.float32), features)
+
+
+def _resized(maps, features):
+    """Maps at the resolution of the features; averaged where they are finer."""
+    if maps.shape == features.shape[:3]:
+        return maps
+    return jax.image.resize(maps, features.shape[:3], "linear")

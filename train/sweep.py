@@ -34,7 +34,7 @@ import numpy as np
 from train import scores
 from train.evaluate import METHOD_COLUMNS, format_value
 from train.measures import MEASURES
-from train.workdir import config_changes, write_text
+from train.workdir import config_changes, without_new_phases, write_text
 
 COLUMNS = (
     "accuracy",
@@ -86,9 +86,12 @@ def scores_command(workdir: Path, arguments, phases) -> list[str]:
     return command + (["--no-progress"] if arguments.jobs > 1 else [])
 
 
-def is_trained(workdir: Path) -> bool:
-    """Whether the run in a folder came to its end."""
-    return (workdir / "results.json").exists()
+def is_trained(workdir: Path, wanted=()) -> bool:
+    """Whether the run in a folder came to its end, with all of the wanted phases."""
+    results = workdir / "results.json"
+    return results.exists() and set(wanted) <= set(
+        json.loads(results.read_text())["phases"]
+    )
 
 
 def is_measured(workdir: Path, arguments, phases) -> bool:
@@ -99,8 +102,12 @@ def is_measured(workdir: Path, arguments, phases) -> bool:
     return not scores.to_measure(record, phases, limits, arguments.methods)
 
 
-def run_seeds(arguments, folder: Path, seeds, phases, say=print) -> list[int]:
+def run_seeds(
+    arguments, folder: Path, seeds, phases, wanted=(), say=print
+) -> list[int]:
     """Train and measure what is missing of every seed; returns the seeds that failed.
+
+    ``wanted`` are the phases of the file, ``phases`` those to measure (None: all).
 
     With one job the children write to the terminal, with several to seed_K.log. An
     interrupt, also of this function by SIGTERM, stops them with their state saved.
@@ -111,7 +118,7 @@ def run_seeds(arguments, folder: Path, seeds, phases, say=print) -> list[int]:
 
     def next_command(seed):
         workdir = folder / f"seed_{seed}"
-        if not is_trained(workdir):
+        if not is_trained(workdir, wanted):
             return "train", train_command(
                 arguments.config, seed, workdir, arguments.jobs
             )
@@ -445,8 +452,10 @@ def config_notes(module, folder: Path, seeds) -> list[str]:
             with config.unlocked():
                 config.seed, config.test_split = seed, "validation"
             changes = config_changes(
-                json.loads((workdir / "config.json").read_text()),
-                json.loads(config.to_json()),
+                *without_new_phases(
+                    json.loads((workdir / "config.json").read_text()),
+                    json.loads(config.to_json()),
+                )
             )
             if changes:
                 more = ", ..." if len(changes) > 3 else ""
@@ -466,6 +475,11 @@ def load_module(path: Path):
         if not hasattr(module, name):
             setattr(module, name, value)
     return module
+
+
+def wanted_phases(module) -> tuple:
+    """The phases of the file; a file of tests without a configuration has none."""
+    return tuple(module.get_config().phases) if hasattr(module, "get_config") else ()
 
 
 def controls_of(module):
@@ -534,7 +548,7 @@ def main(argv=None) -> int:
     failed = []
     if not arguments.table:
         try:
-            failed = run_seeds(arguments, folder, seeds, phases)
+            failed = run_seeds(arguments, folder, seeds, phases, wanted_phases(module))
         except KeyboardInterrupt:
             print("stopped; the same command goes on", file=sys.stderr)
             return 130

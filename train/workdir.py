@@ -1,6 +1,7 @@
 """The folder of a run: who may write there, and the logs that go into it.
 
-    config.json      the configuration; a run of another one is refused
+    config.json      the configuration; a run of another one is refused, but for
+                     further phases after those that it has
     metrics.jsonl    one line per log interval, a function of config and seed alone
     timing.jsonl     speed and memory of the same intervals
     tensorboard/     the same, per phase
@@ -92,7 +93,8 @@ def _claim(workdir: Path, config):
 
 def _record_config(path: Path, config: dict):
     if path.exists():
-        changes = config_changes(json.loads(path.read_text()), config)
+        before = json.loads(path.read_text())
+        changes = config_changes(*without_new_phases(before, config))
         if changes:
             raise ConfigError(
                 f"workdir {path.parent} holds a run of another configuration: "
@@ -109,6 +111,21 @@ def config_changes(before: dict, now: dict) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and name not in FREE_FIELDS
     ]
+
+
+def without_new_phases(before: dict, now: dict) -> tuple[dict, dict]:
+    """Both, less the phases that ``now`` lists after those of ``before``.
+
+    A run may be given more phases: those that are finished do not depend on them.
+    """
+    old, new = (list(config.get("phases", ())) for config in (before, now))
+    added = new[len(old) :]
+    if new[: len(old)] != old:
+        return before, now
+    before, now = (
+        {k: v for k, v in config.items() if k not in added} for config in (before, now)
+    )
+    return before, now | {"phases": old}
 
 
 def _flat(tree, prefix=""):

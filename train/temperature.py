@@ -1,0 +1,70 @@
+"""One temperature for the logits, fitted on validation: what rescaling would mend.
+
+A guided network is less sure of itself than its control. Dividing all logits by one
+number changes no prediction and no normalised saliency map, so the likelihood and the
+calibration that remain after it are those that a user gets who does so (Guo et al.,
+"On Calibration of Modern Neural Networks", ICML 2017). May import jax, numpy, scipy and
+``train``'s own modules.
+"""
+
+import numpy as np
+
+from ibsgl_jax.models import make_head_fn
+from train import measures, splits
+from train.step import normalize_images
+
+# Of the search; a network outside of it is not one that a temperature mends.
+LOWEST, HIGHEST = 0.05, 20.0
+
+
+def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:
+    """(logits float32 [N, C], labels int [N]) of a split, in its order."""
+    step = splits.compiled(_logits, config, model)
+    values = splits.map_split(config, source, lambda batch: step(variables, batch))
+    return values["logits"], values["labels"]
+
+
+def _logits(variables, batch, *, model, image_stats):
+    images = normalize_images(batch["image"], **image_stats)
+    features = model.apply(variables, images, method="features")
+    logits = make_head_fn(model, variables)(features)
+    return {"logits": logits, "labels": batch["label"]}
+
+
+def fit(logits, labels) -> float:
+    """The temperature in [LOWEST, HIGHEST] of the smallest mean NLL.
+
+    The NLL is convex in the inverse of the temperature, so the search finds it.
+    """
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda inverse: nll(logits, labels, 1.0 / inverse).mean(),
+        bounds=(1.0 / HIGHEST, 1.0 / LOWEST),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(1.0 / found.x)
+
+
+def nll(logits, labels, temperature: float) -> np.ndarray:
+    """Negative log-likelihood of the labels, float64 [N], in nats."""
+    log_probs = _log_softmax(logits, temperature)
+    return -np.take_along_axis(log_probs, np.asarray(labels)[:, None], axis=1)[:, 0]
+
+
+def scaled_measures(logits, labels, temperature: float) -> dict:
+    """``nll_scaled`` and ``calibration_scaled`` of ``measures.MEASURES``, means."""
+    confidence = np.exp(_log_softmax(logits, temperature).max(axis=1))
+    correct = (np.argmax(logits, axis=1) == labels).astype(float)
+    return {
+        "temperature": temperature,
+        "nll_scaled": float(nll(logits, labels, temperature).mean()),
+        "calibration_scaled": measures.calibration_error(confidence, correct),
+    }
+
+
+def _log_softmax(logits, temperature):
+    scaled = np.asarray(logits, np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
