@@ -15,6 +15,9 @@ from configs import quickstart
 def get_config():
     config = quickstart.get_config()
     guided = config.guided
+    guided.mu = 10.0
+    guided.every = 1
+    guided.teacher_layer = ""
     guided.bottleneck.num_steps = 10
     guided.bottleneck.num_samples = 10
     guided.bottleneck.blur_sigma = 1.0

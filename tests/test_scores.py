@@ -46,10 +46,15 @@ class TestMeasureRun:
         entry = record["phases"]["plain"]["measures"]
         summary = intervals.summarize(values)
         assert entry["num_images"] == len(source) == 24
-        assert entry["means"].keys() == summary.keys()
+        scaled = {"temperature", "nll_scaled", "calibration_scaled"}
+        assert entry["means"].keys() == summary.keys() | scaled
         assert {"nll", "calibration_error", "iou_best", "p_box_share"} <= summary.keys()
-        for key, value in entry["means"].items():
-            np.testing.assert_allclose(value, summary[key]["mean"], 1e-5, err_msg=key)
+        for key in summary:
+            np.testing.assert_allclose(
+                entry["means"][key], summary[key]["mean"], 1e-5, err_msg=key
+            )
+        # The temperature is validation's, so it can only lower this split's NLL.
+        assert entry["means"]["nll_scaled"] <= entry["means"]["nll"] + 1e-6
         assert record["seed"] == run.config.seed
 
     def test_deletion_by_the_mean_colour_of_the_first_images(self, record):

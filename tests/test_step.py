@@ -9,7 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from ibsgl_jax import feature_stats, guidance, losses, models, saliency
+from ibsgl_jax import (
+    bottleneck,
+    feature_stats,
+    guidance,
+    losses,
+    models,
+    saliency,
+    tapping,
+)
 from ibsgl_jax.models import make_head_fn
 from train import state as states
 from train import step as steps
@@ -57,10 +65,10 @@ def make_step(kind, model, **options):
 
 
 @functools.cache
-def create_state(model, size=32):
+def create_state(model, size=32, layer=""):
     """On the host: a step that donates its state leaves this one whole."""
     tx = optax.sgd(LEARNING_RATE, momentum=0.9)
-    state = states.create_state(jax.random.key(0), model, tx, size)
+    state = states.create_state(jax.random.key(0), model, tx, size, layer=layer)
     return jax.device_get(state)
 
 
@@ -303,6 +311,81 @@ class TestRoute:
             lambda old, new: (old - new) / LEARNING_RATE, state.params, after.params
         )
         chex.assert_trees_all_close(moved, gradient, rtol=5e-3, atol=2e-4)
+
+
+class TestTeacherLayer:
+    def test_follows_the_map_of_the_inner_layer_averaged_down(self):
+        model, batch = make_model(), make_batch(8)
+        layer = "layer1_0"
+        state = create_state(model, layer=layer)
+        after, sums = jax.jit(make_step("guided", model, teacher_layer=layer))(
+            state, batch
+        )
+        features_fn, tail_fn = tapping.linen(
+            model, state.variables, layer, image_shape=(32, 32, 3), train=False
+        )
+
+        @jax.jit
+        def expected(images):
+            inner = features_fn(images)
+            stats = feature_stats.update_moving(
+                state.feature_stats, inner, decay=GUIDED["decay"]
+            )
+            keys = jax.vmap(
+                functools.partial(
+                    jax.random.fold_in, jax.random.fold_in(jax.random.key(7), 0)
+                )
+            )(batch["place"])
+            keys = jax.vmap(jax.random.split, out_axes=1)(keys)[0]
+            maps = bottleneck.attribute(
+                keys,
+                tail_fn,
+                inner,
+                batch["label"],
+                feature_stats.moments(stats),
+                config=GUIDED["config"].bottleneck,
+            ).saliency
+            features, _ = model.apply(
+                state.variables,
+                images,
+                train=True,
+                method="features",
+                mutable="batch_stats",
+            )
+            guided = guidance.guide(
+                None,
+                make_head_fn(model, state.variables),
+                features,
+                batch["label"],
+                None,
+                config=GUIDED["config"],
+                teacher=jax.image.resize(maps, features.shape[:3], "linear"),
+            )
+            return stats, maps, jnp.sum(guided.loss)
+
+        stats, maps, loss = expected(
+            steps.normalize_images(batch["image"], **IMAGE_STATS)
+        )
+        assert maps.shape == (8, 10, 10) == (8, *state.feature_stats.mean.shape[:2])
+        chex.assert_trees_all_close(after.feature_stats, stats, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(sums["saliency_loss"][0], loss, rtol=1e-3)
+        # Not the teacher of the last layer.
+        _, last = jax.jit(make_step("guided", model))(create_state(model), batch)
+        assert abs(float(last["saliency_loss"][0] / loss) - 1) > 0.01
+
+    def test_no_gradient_through_the_teacher(self):
+        """A frozen copy of the network teaches the same and changes no gradient."""
+        model, batch = make_model(), make_batch(8)
+        state = create_state(model, layer="layer1_0")
+        own = make_step("guided", model, teacher_layer="layer1_0")
+        frozen = make_step("guided", model, teacher_layer="layer1_0", teacher="frozen")
+        after, _ = jax.jit(own)(state, batch)
+        other, _ = jax.jit(frozen)(state, batch, state.variables)
+        chex.assert_trees_all_close(after.params, other.params, rtol=1e-4, atol=1e-6)
+
+    def test_unknown_layer_names_the_nearest(self):
+        with pytest.raises(ValueError, match="no layer 'layer1'; nearest.*layer1_0"):
+            create_state(make_model(), layer="layer1")
 
 
 class TestOnlyRight:

@@ -342,6 +342,17 @@ class TestEndToEnd:
         for phase, means in results["phases"].items():
             measured = scores.means(found["phases"][phase])
             np.testing.assert_allclose(measured["nll"], means["nll"], 1e-5)
+        # A phase that the file gets later is trained and measured, and no other.
+        before = found["phases"]["plain"]
+        more = text.replace('"phases": ["plain"]', '"phases": ["plain", "control"]')
+        assert more != text
+        path.write_text(path.read_text().replace(text, more))
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert "seed 3: train and measure done" in ended.stdout
+        found = scores.read(folder / "seed_3", "validation")
+        assert list(found["phases"]) == ["plain", "control"]
+        assert found["phases"]["plain"] == before
         # A changed file is told, and what was trained is taken as it is.
         path.write_text(path.read_text().replace('"log_every": 3', '"log_every": 5'))
         assert sweep.main([*arguments, "--table"]) == 0

@@ -58,7 +58,7 @@ class TestCommand:
         arguments += ["--steps", "1", "2", "--samples", "1"]
         assert teachers.main(arguments) == 0
         out = capsys.readouterr().out
-        assert "| L^c |" in out and "| last, 2 steps, 1 samples |" in out
+        assert "| L^c |" in out and "| last, 2 steps, 1 sample |" in out
         known = json.loads((run.workdir / "teachers_validation.json").read_text())
         assert len(known) == 7  # L^c, two numbers of steps, two betas, two blurs
         monkeypatch.setattr(teachers, "measure", None)

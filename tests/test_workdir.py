@@ -62,6 +62,48 @@ class TestClaim:
         assert "\n" not in message
         assert (tmp_path / "config.json").read_bytes() == before
 
+    def test_a_run_may_be_given_more_phases(self, tmp_path):
+        config = default.get_config()
+        config.phases = ("plain", "control")
+        with workdirs.claim(tmp_path, config):
+            pass
+        config.guided.mu = 3.0  # its section was there, but not among the phases
+        config.more = default.guided_phase(init="plain")
+        config.phases = ("plain", "control", "guided", "more")
+        with workdirs.claim(tmp_path, config):
+            pass
+        recorded = json.loads((tmp_path / "config.json").read_text())
+        assert recorded["phases"] == list(config.phases)
+        assert recorded["guided"]["mu"] == 3.0
+
+    @pytest.mark.parametrize(
+        "phases", [("plain",), ("control", "plain"), ("guided", "plain", "control")]
+    )
+    def test_its_own_phases_stay_and_stay_first(self, tmp_path, phases):
+        config = default.get_config()
+        config.phases = ("plain", "control")
+        with workdirs.claim(tmp_path, config):
+            pass
+        config.phases = phases
+        with (
+            pytest.raises(ConfigError, match="another configuration: phases"),
+            workdirs.claim(tmp_path, config),
+        ):
+            pass
+
+    def test_a_finished_phase_is_not_changed_along_with_a_new_one(self, tmp_path):
+        config = default.get_config()
+        config.phases = ("plain", "control")
+        with workdirs.claim(tmp_path, config):
+            pass
+        config.phases = ("plain", "control", "guided")
+        config.control.learning_rate = 0.5
+        with (
+            pytest.raises(ConfigError, match="control.learning_rate"),
+            workdirs.claim(tmp_path, config),
+        ):
+            pass
+
     def test_fields_that_change_no_number_are_free(self, tmp_path):
         config = default.get_config()
         with workdirs.claim(tmp_path, config):

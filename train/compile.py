@@ -194,7 +194,8 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
 
     def features_and_variables(key, images):
         variables = model.init(key, images)
-        return states.tap_features(model, variables, layer, images)[0], variables
+        features_fn, _ = states.tap(model, variables, layer, images.shape[1:])
+        return features_fn(images), variables
 
     side = config.image_size
     features, variables = jax.eval_shape(
@@ -213,8 +214,7 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
 
     def cost_of(num_steps):
         def attribute(keys, variables, features, labels, stats):
-            images = jnp.zeros((num_images, side, side, 3), jnp.float32)
-            _, head_fn = states.tap_features(model, variables, layer, images)
+            _, head_fn = states.tap(model, variables, layer, (side, side, 3))
             return bottleneck.attribute(
                 keys,
                 head_fn,

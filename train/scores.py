@@ -187,9 +187,7 @@ def _scaled(run, phase, source) -> dict:
     """What of NLL and calibration is left after one temperature for the logits."""
     bound = run.config, run.model, run.states[phase].variables
     found = temperature.fit(*temperature.split_logits(*bound, run.data.validation))
-    return temperature.scaled_measures(
-        *temperature.split_logits(*bound, source), found
-    )
+    return temperature.scaled_measures(*temperature.split_logits(*bound, source), found)
 
 
 def measure_method(variables, moments, batch, *, method, matched_area, **bound):

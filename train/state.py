@@ -11,7 +11,7 @@ import optax
 from flax import struct
 
 from ibsgl_jax import feature_stats, tapping
-from ibsgl_jax.models import make_head_fn
+from ibsgl_jax.models import make_features_fn, make_head_fn
 
 
 class TrainState(struct.PyTreeNode):
@@ -74,10 +74,11 @@ def restart(
       ValueError: the model has no such layer, or it does not cut it.
     """
     variables = {"params": params, "batch_stats": batch_stats}
+    shape = image_size, image_size, 3
     features = jax.eval_shape(
-        lambda v, x: tap_features(model, v, layer, x)[0],
+        lambda variables, images: tap(model, variables, layer, shape)[0](images),
         variables,
-        jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1, *shape), jnp.float32),
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -102,15 +103,16 @@ def options(config, phase) -> dict:
     }
 
 
-def tap_features(model, variables, layer: str, images):
-    """(features, head_fn) of a network in evaluation mode; layer as for ``restart``."""
-    if not layer:
-        features = model.apply(variables, images, method="features")
-        return features, make_head_fn(model, variables)
-    features_fn, head_fn = tapping.linen(
-        model, variables, layer, image_shape=images.shape[1:], train=False
-    )
-    return features_fn(images), head_fn
+def tap(model, variables, layer: str, image_shape):
+    """(features_fn, head_fn) of a network in evaluation mode; layer as for ``restart``.
+
+    image_shape is (H', W', 3). Call both under jit.
+    """
+    if layer:
+        return tapping.linen(
+            model, variables, layer, image_shape=image_shape, train=False
+        )
+    return make_features_fn(model, variables), make_head_fn(model, variables)
 
 
 def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):

@@ -15,7 +15,7 @@ import optax
 
 from ibsgl_jax import bottleneck, feature_stats, guidance, losses, metrics, saliency
 from ibsgl_jax.models import make_head_fn
-from train.state import TrainState, tap_features
+from train.state import TrainState, tap
 
 
 def normalize_images(images, *, mean, std):
@@ -68,7 +68,7 @@ def guided_step(
       teacher_layer: inner layer whose bottleneck teaches (a name of
         ``tapping.layer_names``), in evaluation mode; its map is averaged down to the
         features. Costs the rest of the network, forward and backward, at every
-        bottleneck step and sample. "": the features before the head.
+        bottleneck step and sample, in a guided step. "": the features before the head.
       route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
         second order in the head.
@@ -88,8 +88,10 @@ def guided_step(
     def penalty_fn(forward):
         frozen = jax.lax.stop_gradient(forward.features)
         head_fn = make_head_fn(model, jax.lax.stop_gradient(forward.variables))
+        now = jnp.bool_(True) if when is None else when(state.step)
         seen, teacher_fn = frozen, head_fn
-        if teacher in ("frozen", "average") or (teacher_layer and teacher != "mask"):
+        tapped = teacher != "mask" and (teacher_layer or teacher != "bottleneck")
+        if tapped:
             variables = {
                 "bottleneck": forward.variables,
                 "frozen": teacher_variables,
@@ -98,15 +100,21 @@ def guided_step(
                     "batch_stats": state.batch_stats,
                 },
             }[teacher]
-            seen, teacher_fn = tap_features(
+            features_fn, teacher_fn = tap(
                 model,
                 jax.lax.stop_gradient(variables),
                 teacher_layer,
-                jax.lax.stop_gradient(forward.images),
+                forward.images.shape[1:],
             )
+            images = jax.lax.stop_gradient(forward.images)
+            seen = _if_guided(when, now, lambda: features_fn(images))
         stats = feature_stats.update_moving(
             forward.feature_stats, seen, decay=decay, axis_name=axis_name
         )
+        if tapped:
+            stats = jax.tree.map(
+                lambda new, old: jnp.where(now, new, old), stats, forward.feature_stats
+            )
 
         def guide():
             if teacher == "mask":
@@ -134,7 +142,7 @@ def guided_step(
                 teacher=given,
             )
 
-        guided, now = _guide_when(when, state.step, guide)
+        guided = _if_guided(when, now, guide)
         weight = jnp.broadcast_to(now, forward.labels.shape)
         if only_right:
             weight &= jnp.argmax(guided.logits, axis=-1) == forward.labels
@@ -169,13 +177,12 @@ def guided_step(
     return penalized_step(state, batch, penalty_fn, axis_name=axis_name, **options)
 
 
-def _guide_when(when, step, guide):
-    """(guide(), or zeros in its place, and whether the step is guided)."""
+def _if_guided(when, now, make):
+    """make(), or zeros in its place where the step is not guided."""
     if when is None:
-        return guide(), jnp.bool_(True)
-    now = when(step)
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(guide))
-    return jax.lax.cond(now, guide, lambda: nothing), now
+        return make()
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(make))
+    return jax.lax.cond(now, make, lambda: nothing)
 
 
 class Forward(NamedTuple):

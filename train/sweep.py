@@ -90,7 +90,7 @@ def is_trained(workdir: Path, wanted=()) -> bool:
     """Whether the run in a folder came to its end, with all of the wanted phases."""
     results = workdir / "results.json"
     return results.exists() and set(wanted) <= set(
-        json.loads(results.read_text())["phases"]
+        json.loads(results.read_text()).get("phases", ())
     )
 
 

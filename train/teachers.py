@@ -43,13 +43,14 @@ class Teacher(NamedTuple):
     num_steps: int
     num_samples: int
     beta: float = 10.0
-    blur_sigma: float = 1.0
+    blur_sigma: float = 0.5  # cells of the layer
 
     def title(self) -> str:
         layer = self.layer or "last"
-        title = f"{layer}, {self.num_steps} steps, {self.num_samples} samples"
+        samples = "sample" if self.num_samples == 1 else "samples"
+        title = f"{layer}, {self.num_steps} steps, {self.num_samples} {samples}"
         title += f", beta {self.beta:g}" if self.beta != 10.0 else ""
-        return title + (f", blur {self.blur_sigma:g}" if self.blur_sigma != 1.0 else "")
+        return title + (f", blur {self.blur_sigma:g}" if self.blur_sigma != 0.5 else "")
 
 
 def measure(run, phase: str, source, teacher: Teacher | None) -> dict:
@@ -178,10 +179,11 @@ def main(argv=None) -> int:
     parser.add_argument("--steps", nargs="*", type=int, default=[10, 15, 20, 40])
     parser.add_argument("--samples", nargs="*", type=int, default=[1, 10])
     args = parser.parse_args(argv)
-    teachers = [None] + [Teacher("", n, s) for n in args.steps for s in args.samples]
+    teachers = [None]
+    for layer in ("", *args.layers):
+        teachers += [Teacher(layer, n, s) for n in args.steps for s in args.samples]
     teachers += [Teacher("", 20, 1, beta) for beta in (1.0, 100.0)]
-    teachers += [Teacher("", 20, 1, blur_sigma=blur) for blur in (0.5, 0.0)]
-    teachers += [Teacher(layer, n, 10) for layer in args.layers for n in (10, 20)]
+    teachers += [Teacher("", 20, 1, blur_sigma=blur) for blur in (1.0, 0.0)]
     rows = {}
     for workdir in args.workdir:
         path = Path(workdir) / f"teachers_{args.split}.json"

@@ -20,17 +20,22 @@ def get_config():
     variants.quiet(config)
     for phase in (config.control, config.guided):
         phase.dataset = SHORTCUT
+
+    def add(name, base="guided", **fields):
+        variants.add(config, name, base, **fields)
+
     # Fine-tuning the sound network: its own bottleneck, that of the sound network as it
     # was, the true mask.
-    variants.add(config, "frozen_teacher", teacher="plain")
-    variants.add(config, "oracle", teacher="mask")
-    # From scratch: alone, and taught by the sound network.
+    add("frozen_teacher", teacher="plain")
+    add("oracle", teacher="mask")
+    # From scratch: alone, with its own bottleneck, taught by the sound network.
     scratch = dict(
         init="random",
         num_epochs=config.plain.num_epochs,
         learning_rate=config.plain.learning_rate,
     )
-    variants.add(config, "scratch_control", "control", **scratch)
-    variants.add(config, "scratch", release=1 / 7, **scratch)
-    variants.add(config, "scratch_taught", teacher="plain", release=1 / 7, **scratch)
+    add("scratch_control", "control", **scratch)
+    scratch |= dict(release=1 / 7, mu_warmup_epochs=config.plain.num_epochs / 2)
+    add("scratch", **scratch)
+    add("scratch_taught", teacher="plain", **scratch)
     return config

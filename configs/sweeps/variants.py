@@ -4,6 +4,10 @@ import copy
 
 from configs.baselines import icasc, saliency_guided
 
+# The bottleneck at the last layer in place of an inner one: the defaults of
+# ``configs/default.py``, for next to nothing a step.
+LAST = dict(teacher_layer="", bottleneck__num_steps=20)
+
 
 def add(config, name: str, base: str = "guided", **fields) -> None:
     """Add a phase to the config and to its list of phases.
@@ -30,6 +34,9 @@ def add_literal(config) -> None:
     add(
         config,
         "literal",
+        mu=10.0,
+        every=1,
+        teacher_layer="",
         bottleneck__num_steps=10,
         bottleneck__num_samples=10,
         bottleneck__blur_sigma=1.0,
