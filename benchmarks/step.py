@@ -3,9 +3,11 @@
 For each network the plain step and its rivals take turns in one process, so that a
 change of the machine's speed meets all of them; printed are the median, the ratio to
 the plain step turn by turn (median and quartiles), the compile time, and the peak
-memory that the compiler plans for. "floor_N" is the plain step and, for a head that is
-not linear, what N bottleneck steps cannot do without. Random weights and images: the
-work is the same.
+memory that the compiler plans for. "guided_N" has N bottleneck steps at the last layer,
+"inner_N" N of them at a finer one. With "_every_4" a round is four steps, one of them
+guided, and its time that of one in the mean. "floor_N" is the plain step and, for a
+head that is not linear, what N bottleneck steps cannot do without. Random weights and
+images: the work is the same.
 """
 
 import argparse
@@ -27,19 +29,21 @@ from train import baselines, loop
 from train import state as states
 from train import step as steps
 
-# name: (model, image side, classes, batch on a CPU, batch on an accelerator)
+# name: (model, image side, classes, batch on a CPU, batch on an accelerator, a layer of
+# twice the last one's resolution)
 NETWORKS = {
-    "quickstart": ("small_resnet", 48, 10, 64, 1024),
-    "resnet18_64": ("resnet18", 64, 200, 8, 256),
-    "resnet50_224": ("resnet50", 224, 1000, 8, 128),
-    "vgg16_224": ("vgg16", 224, 1000, 8, 64),
+    "quickstart": ("small_resnet", 48, 10, 64, 1024, "layer1_0"),
+    "resnet18_64": ("resnet18", 64, 200, 8, 256, "layer3_1"),
+    "resnet50_224": ("resnet50", 224, 1000, 8, 128, "layer3_5"),
+    "vgg16_224": ("vgg16", 224, 1000, 8, 64, None),
 }
 
 
 NUM_STEPS = (10, 20)
+EVERY = 4
 
 
-def make_steps(model, tx, num_steps=NUM_STEPS):
+def make_steps(model, tx, num_steps=NUM_STEPS, inner_layer=None):
     """dict name -> step function of (state, batch); "plain" first."""
     bound = dict(
         model=model,
@@ -48,16 +52,26 @@ def make_steps(model, tx, num_steps=NUM_STEPS):
         image_stats={"mean": (0.5,) * 3, "std": (0.25,) * 3},
     )
     made = {"plain": functools.partial(steps.plain_step, **bound)}
-    for n in num_steps:
+
+    def add(name, n, **options):
         phase = default.guided_phase()
         phase.bottleneck.num_steps = n
-        made[f"guided_{n}"] = functools.partial(
+        made[name] = functools.partial(
             steps.guided_step,
             config=loop.guidance_config(phase),
             mu=lambda step: 3.0,
             decay=0.95,
+            **options,
             **bound,
         )
+
+    for n in num_steps:
+        add(f"guided_{n}", n)
+    sometimes = dict(when=lambda step: step % EVERY == 0)
+    add(f"guided_{num_steps[-1]}_every_{EVERY}", num_steps[-1], **sometimes)
+    if inner_layer:
+        n = num_steps[0]
+        add(f"inner_{n}_every_{EVERY}", n, teacher_layer=inner_layer, **sometimes)
     made["saliency_guided"] = functools.partial(
         baselines.saliency_guided_step,
         **_options(saliency_guided.phase(), "mask_fraction", "weight"),
@@ -71,13 +85,26 @@ def make_steps(model, tx, num_steps=NUM_STEPS):
     return made
 
 
+def _rounds(step, state, batch, count: int):
+    """A function that takes steps 0 .. count - 1; it returns the mean seconds of one."""
+    given = [state.replace(step=jnp.int32(i)) for i in range(count)]
+
+    def go():
+        begin = time.perf_counter()
+        for state in given:
+            jax.block_until_ready(step(state, batch))
+        return (time.perf_counter() - begin) / count
+
+    return go
+
+
 def _options(phase, *names):
     return {name: phase[name] for name in names}
 
 
 def measure(network, *, dtype, num_rounds, variants=None):
     """Rows of results for one network."""
-    name, side, num_classes, small, large = NETWORKS[network]
+    name, side, num_classes, small, large, inner_layer = NETWORKS[network]
     batch_size = small if jax.default_backend() == "cpu" else large
     model = models.create(name, num_classes=num_classes, dtype=jnp.dtype(dtype))
     optimizer = default.get_config().optimizer
@@ -89,20 +116,28 @@ def measure(network, *, dtype, num_rounds, variants=None):
         ),
         "label": jnp.asarray(draw.integers(0, num_classes, batch_size), jnp.int32),
     }
-    state = states.create_state(jax.random.key(0), model, tx, side)
-    compiled, rows = {}, []
-    for variant, step in make_steps(model, tx).items():
+    plain_state = states.create_state(jax.random.key(0), model, tx, side)
+    compiled, run, rows = {}, {}, []
+    made = make_steps(model, tx, inner_layer=inner_layer)
+    for variant, step in made.items():
         if variants and variant not in ("plain", *variants):
             continue
+        state = plain_state
+        if variant.startswith("inner"):
+            state = states.create_state(
+                jax.random.key(0), model, tx, side, layer=inner_layer
+            )
         begin = time.perf_counter()
         compiled[variant] = jax.jit(step).lower(state, batch).compile()
         seconds = time.perf_counter() - begin
-        jax.block_until_ready(compiled[variant](state, batch))
+        count = EVERY if variant.endswith(f"every_{EVERY}") else 1
+        run[variant] = _rounds(compiled[variant], state, batch, count)
+        run[variant]()
         rows.append({"variant": variant, "compile_seconds": seconds})
         print(f"{network}: {variant} compiled", file=sys.stderr, flush=True)
-    head_fn = models.make_head_fn(model, state.variables)
+    head_fn = models.make_head_fn(model, plain_state.variables)
     if not isinstance(head_fn, models.PooledLinear):
-        shape = (batch_size, *state.feature_stats.mean.shape)
+        shape = (batch_size, *plain_state.feature_stats.mean.shape)
         features = jnp.ones(shape, model.dtype)
         for n in NUM_STEPS:
             repeat_head = make_floor(n, num_samples=1)
@@ -111,15 +146,13 @@ def measure(network, *, dtype, num_rounds, variants=None):
                 done = repeat_head(head_fn, features, batch["label"])
                 return done, compiled["plain"](state, batch)
 
-            jax.block_until_ready(floor(state, batch))
-            compiled[f"floor_{n}"] = floor
+            run[f"floor_{n}"] = _rounds(floor, plain_state, batch, 1)
+            run[f"floor_{n}"]()
             rows.append({"variant": f"floor_{n}"})
-    times = {variant: [] for variant in compiled}
+    times = {variant: [] for variant in run}
     for i in range(num_rounds):
-        for variant, step in compiled.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(step(state, batch))
-            times[variant].append(time.perf_counter() - begin)
+        for variant, go in run.items():
+            times[variant].append(go())
         print(f"{network}: round {i + 1}/{num_rounds}", file=sys.stderr, flush=True)
     plain = np.array(times["plain"])
     for row in rows:
