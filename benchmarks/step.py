@@ -86,7 +86,7 @@ def make_steps(model, tx, num_steps=NUM_STEPS, inner_layer=None):
 
 
 def _rounds(step, state, batch, count: int):
-    """A function that takes steps 0 .. count - 1; it returns the mean seconds of one."""
+    """A function that takes steps 0 .. count - 1 and returns the mean time of one."""
     given = [state.replace(step=jnp.int32(i)) for i in range(count)]
 
     def go():

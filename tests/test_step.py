@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import default
 from ibsgl_jax import (
     bottleneck,
     feature_stats,
@@ -382,6 +383,21 @@ class TestTeacherLayer:
         after, _ = jax.jit(own)(state, batch)
         other, _ = jax.jit(frozen)(state, batch, state.variables)
         chex.assert_trees_all_close(after.params, other.params, rtol=1e-4, atol=1e-6)
+
+    def test_the_true_mask_needs_no_layer(self):
+        """An oracle made of another phase keeps that one's layer and ignores it."""
+        config = default.get_config()
+        phase = default.guided_phase(teacher="mask", teacher_layer="layer1_0")
+        assert states.options(config, phase)["layer"] == ""
+        model, batch = make_model(), make_batch(8)
+        step = make_step("guided", model, teacher="mask", teacher_layer="layer1_0")
+        without = make_step("guided", model, teacher="mask")
+        state = create_state(model)
+        chex.assert_trees_all_equal(
+            jax.jit(step)(state, batch)[0], jax.jit(without)(state, batch)[0]
+        )
+        phase.teacher = "bottleneck"
+        assert states.options(config, phase)["layer"] == "layer1_0"
 
     def test_unknown_layer_names_the_nearest(self):
         with pytest.raises(ValueError, match="no layer 'layer1'; nearest.*layer1_0"):

@@ -96,10 +96,11 @@ def options(config, phase) -> dict:
 
     Fields that a run of an earlier version lacks are off.
     """
+    has_bottleneck = phase.get("teacher", "mask") != "mask"
     return {
         "image_size": config.image_size,
         "ema": config.get("ema_decay", 0) > 0,
-        "layer": phase.get("teacher_layer", ""),
+        "layer": phase.get("teacher_layer", "") if has_bottleneck else "",
     }
 
 
