@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ibsgl_jax import trained
 from tests import tiny_run
 from train import checkpoint, loop, watch
 from train import workdir as workdirs
@@ -85,6 +86,7 @@ class TestTrainAndEvaluate:
         config.tensorboard = True
         config.picture_phases = ("plain", "guided")
         config.picture_rows = 2
+        config.guided.teacher_layer = "bn1"
         with counting_compilations(caplog) as compiled:
             outcome = loop.train_and_evaluate(config, tmp_path)
         assert list(outcome) == ["plain", "control", "guided"]
@@ -103,6 +105,13 @@ class TestTrainAndEvaluate:
         results = json.loads((tmp_path / "results.json").read_text())
         assert set(results["phases"]) == {"plain", "control", "guided"}
         assert 0 <= results["phases"]["guided"]["box_share"] <= 1
+
+        # What explains the models later: of the features before the head, of all images.
+        for phase, (state, _) in outcome.items():
+            stats = trained.load(tmp_path / "models" / f"{phase}.npz").stats
+            assert float(stats.count) == 64
+            assert stats.mean.shape == outcome["control"][0].feature_stats.mean.shape
+        assert state.feature_stats.mean.shape == (16, 16, 8)  # the teacher's layer
 
         lines = read_lines(tmp_path / "metrics.jsonl")
         keys = [(x["phase"], x["split"], x["step"]) for x in lines]

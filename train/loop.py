@@ -87,14 +87,14 @@ def train_and_evaluate(config, workdir, *, profile=None):
 
 def _save_model(config, state, data, workdir, phase):
     """models/PHASE.npz: what ``ibsgl explain --checkpoint`` reads."""
-    # Of the features before the head alone: explain does not know the teacher's layer.
-    inner = states.options(config, config[phase])["layer"]
+    variables = jax.device_get(state.variables)
+    model = make_model(config, data.num_classes)
     resize = config.image_size
     if config.eval_transform == "resize_center":
         resize = round(resize / 0.875)
     trained.save(
         workdir / "models" / f"{phase}.npz",
-        jax.device_get(state.variables),
+        variables,
         model_name=config.model,
         model_options=config.model_options.to_dict(),
         num_classes=data.num_classes,
@@ -104,7 +104,8 @@ def _save_model(config, state, data, workdir, phase):
             mean=tuple(config.image_mean),
             std=tuple(config.image_std),
         ),
-        stats=None if inner else jax.device_get(state.feature_stats),
+        # Not the state's: those are the teacher's, or have seen nothing.
+        stats=splits.data_set_stats(config, model, variables, data.train),
     )
 
 

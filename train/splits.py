@@ -118,8 +118,13 @@ def first_examples(source, number: int | None):
     return Examples(source, range(number))
 
 
-def data_set_moments(config, model, variables, source, *, num_examples=1024):
-    """Feature moments of the first examples of a split, in evaluation mode."""
+def data_set_moments(config, model, variables, source):
+    """``feature_stats.moments`` of ``data_set_stats``."""
+    return feature_stats.moments(data_set_stats(config, model, variables, source))
+
+
+def data_set_stats(config, model, variables, source, *, num_examples=1024):
+    """FeatureStats of the first examples of a split, in evaluation mode."""
     images = jnp.zeros((1, config.image_size, config.image_size, 3), jnp.float32)
     shape = jax.eval_shape(
         lambda x: model.apply(variables, x, method="features"), images
@@ -136,7 +141,7 @@ def data_set_moments(config, model, variables, source, *, num_examples=1024):
             model=model,
             image_stats=tuple(image_stats(config).items()),
         )
-    return feature_stats.moments(stats)
+    return stats
 
 
 @functools.partial(jax.jit, static_argnames=("model", "image_stats"))
