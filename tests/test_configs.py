@@ -4,6 +4,7 @@ Prepared as array_record by stand-ins of tfds's builders, read by name, trained 
 steps through the real loop; smaller are only the images and the networks.
 """
 
+import functools
 import importlib
 import io
 import os
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from ibsgl_jax import models, pretrained
 from tests import tiny_run
-from train import loop, prepare
+from train import loop, prepare, sweep
+from train import state as states
 from train.check import check_config
 from train.data import pipeline
 from train.data.photo_textures import photo_textures_dataset_builder as photo_textures
@@ -44,6 +47,13 @@ def encode(array, format):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format)
     return buffer.getvalue()
+
+
+SWEEPS = sorted(
+    path
+    for path in (ROOT / "configs" / "sweeps").glob("*.py")
+    if path.stem not in ("__init__", "variants")
+)
 
 
 def features_of(name):
@@ -282,3 +292,42 @@ class TestPrepare:
         monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
         with pytest.raises(pipeline.DatasetError, match="ILSVRC2012_img_train.tar"):
             prepare.prepare("imagenet2012", tmp_path)
+
+
+class TestSweeps:
+    @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+    def test_every_phase_can_take_a_step(self, path):
+        """Traced only: the states fit the steps, the fields are known, names agree."""
+        module = sweep.load_module(path)
+        config = module.get_config()
+        check_config(config)
+        named = {module.CONTROL, *module.CONTROLS, *module.CONTROLS.values()}
+        assert named | set(module.FINAL or ()) <= set(config.phases)
+        model = loop.make_model(config, 10)
+        tx = states.make_optimizer(config.optimizer, lambda step: 1e-3)
+        side = config.image_size
+        batch = {
+            "image": jax.ShapeDtypeStruct((2, side, side, 3), np.uint8),
+            "label": jax.ShapeDtypeStruct((2,), np.int32),
+            "mask": jax.ShapeDtypeStruct((2, side, side), np.uint8),
+        }
+
+        @functools.cache
+        def state_of(options):
+            return jax.eval_shape(
+                lambda: states.create_state(
+                    jax.random.key(0), model, tx, **dict(options)
+                )
+            )
+
+        for name in config.phases:
+            phase = config[name]
+            state = state_of(tuple(states.options(config, phase).items()))
+            step = loop.make_step(
+                config, phase, 100, generation=0, model=model, tx=tx, axis_name=None
+            )
+            frozen = phase.get("teacher") in config.phases
+            after, _ = jax.eval_shape(
+                step, state, batch, *([state.variables] if frozen else [])
+            )
+            assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
