@@ -24,7 +24,6 @@ FINAL = (
     "last",
     "scratch_control",
     "scratch",
-    "scratch_at_once",
 )
 
 
@@ -45,7 +44,7 @@ def get_config():
 
     # The recipe; the true mask for a teacher; the bottleneck at the last layer, which
     # costs next to nothing; the recipe from random weights, mu growing for half of the
-    # time, or at once.
+    # time.
     config.phases = (*config.phases, "guided")
     add("oracle", teacher="mask")
     add("last", **variants.LAST)
@@ -56,7 +55,6 @@ def get_config():
         release=0.1,
     )
     add("scratch", mu_warmup_epochs=5.0, **scratch)
-    add("scratch_at_once", **scratch)
 
     # Suppression, with the cheap teacher: none; the runner-up's map made to turn away;
     # the printed formula, with the mask of its ancestor, with the complement of the
@@ -82,9 +80,10 @@ def get_config():
     add("plain_step", guidance__step="plain", guidance__step_size=1.0)
     add("last_every_step", "last", every=1, mu=config.guided.mu / 4)
     add("half_mu", mu=0.5 * config.guided.mu)
-    # Whom, when and how.
+    # Whom, when and how; from random weights with all of mu at once.
     add("always", guidance__gate="always")
     add("all_examples", only_right=False)
     add("no_release", release=0.0)
     add("direct", route="direct", mu=0.03 * config.guided.mu)
+    add("scratch_at_once", **scratch)
     return config
