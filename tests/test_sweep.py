@@ -167,7 +167,9 @@ if task == "train":
         print("\\n".join(f"line {n}" for n in range(20)))
         sys.exit(3)
     (workdir / "config.json").write_text('{"phases": ["control", "guided"]}')
-    (workdir / "results.json").write_text("{}")
+    (workdir / "models").mkdir(exist_ok=True)
+    for phase in ("control", "guided"):
+        (workdir / "models" / f"{phase}.npz").touch()
 else:
     part = {"limit": None, "num_images": 2, "means": {"nll": float(seed)}}
     phases = {phase: {"measures": part} for phase in phases}
@@ -336,12 +338,14 @@ class TestEndToEnd:
         assert "note" not in ended.stderr
         found = scores.read(folder / "seed_3", "validation")
         assert list(found["phases"]) == ["plain"] and found["seed"] == 3
-        # Training knew the validation split only, and gave the same means.
-        results = json.loads((folder / "seed_3" / "results.json").read_text())
-        assert results["split"] == "validation"
-        for phase, means in results["phases"].items():
-            measured = scores.means(found["phases"][phase])
-            np.testing.assert_allclose(measured["nll"], means["nll"], 1e-5)
+        # Training knew the validation split only, and gave the same mean.
+        saved = json.loads((folder / "seed_3" / "config.json").read_text())
+        assert saved["test_split"] == "validation"
+        assert not (folder / "seed_3" / "results.json").exists()
+        lines = (folder / "seed_3" / "metrics.jsonl").read_text().splitlines()
+        last = [json.loads(line) for line in lines if '"validation"' in line][-1]
+        measured = scores.means(found["phases"]["plain"])
+        np.testing.assert_allclose(measured["nll"], last["nll"], 1e-5)
         # A phase that the file gets later is trained and measured, and no other.
         before = found["phases"]["plain"]
         more = text.replace('"phases": ["plain"]', '"phases": ["plain", "control"]')

@@ -28,6 +28,12 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_EVALUATE = flags.DEFINE_bool(
+    "evaluate",
+    True,
+    "Measure every phase on the test split at the end and draw the picture; "
+    "--noevaluate leaves that to train.evaluate or train.scores.",
+)
 _PROFILE = flags.DEFINE_string(
     "profile",
     None,
@@ -65,7 +71,9 @@ def main(argv):
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         print(f"{workdir}: {devices}", flush=True)
     try:
-        loop.train_and_evaluate(flags.FLAGS.config, workdir, profile=profile)
+        loop.train_and_evaluate(
+            flags.FLAGS.config, workdir, profile=profile, table=_EVALUATE.value
+        )
     except ValueError as error:
         # ConfigError, DatasetError and CheckpointError say one line each.
         if type(error) is ValueError:

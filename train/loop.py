@@ -51,16 +51,18 @@ class Data(NamedTuple):
     num_classes: int
 
 
-def train_and_evaluate(config, workdir, *, profile=None):
+def train_and_evaluate(config, workdir, *, profile=None, table=True):
     """Train every phase of the config, going on where a killed run stopped.
 
     Args:
       config: ConfigDict with the fields of ``configs/default.py``.
       workdir: folder of the run, made if absent.
       profile: (first, last) step of each phase to write a profiler trace of.
+      table: measure the phases on the test split at the end; else no example of it is
+        looked at.
 
     Returns:
-      dict phase name -> (TrainState, dict of results on the test split).
+      dict phase name -> (TrainState, dict of results on the test split or None).
 
     Raises:
       ConfigError, DatasetError, CheckpointError: one line that names the thing;
@@ -79,10 +81,12 @@ def train_and_evaluate(config, workdir, *, profile=None):
             )
             if jax.process_index() == 0:
                 _save_model(config, finished[phase], data, workdir, phase)
-        results = evaluate.evaluate_phases(
-            config, make_model(config, data.num_classes), finished, data, workdir
-        )
-    return {name: (finished[name], results[name]) for name in finished}
+        results = {}
+        if table:
+            results = evaluate.evaluate_phases(
+                config, make_model(config, data.num_classes), finished, data, workdir
+            )
+    return {name: (finished[name], results.get(name)) for name in finished}
 
 
 def _save_model(config, state, data, workdir, phase):

@@ -48,10 +48,10 @@ def read(workdir, split: str) -> dict:
         return {"phases": {}}
 
 
-def finished_phases(workdir, config) -> tuple:
-    """The phases that are trained to their end, in the order of the run."""
+def finished_phases(workdir, phases) -> tuple:
+    """Those of the phases that are trained to their end, in their order."""
     models = Path(workdir) / "models"
-    return tuple(p for p in config.phases if (models / f"{p}.npz").exists())
+    return tuple(p for p in phases if (models / f"{p}.npz").exists())
 
 
 def to_measure(record: dict, phases, limits: dict, methods=()) -> list[tuple]:
@@ -98,7 +98,7 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
     record = read(workdir, split)
     config = saved_run.load_config(Path(workdir))
     asked = saved_run.choose_phases(config, phases or config.phases)
-    finished = finished_phases(workdir, config)
+    finished = finished_phases(workdir, config.phases)
     notes = [f"phase {p} is not trained to its end" for p in asked if p not in finished]
     asked = [phase for phase in asked if phase in finished]
     tasks = to_measure(record, asked, limits, methods)

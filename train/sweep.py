@@ -61,12 +61,13 @@ GRACE = 60  # seconds that a stopped run has to save its state
 
 
 def train_command(config_path: Path, seed: int, workdir: Path, jobs: int) -> list[str]:
-    """Train a seed; while nothing is final, not even its own table is of the test."""
+    """Train a seed; it is measured apart, and the test split is not even named."""
     return [
         *(sys.executable, "-m", "train"),
         f"--config={config_path}",
         f"--config.seed={seed}",
         "--config.test_split=validation",
+        "--noevaluate",
         *([] if jobs == 1 else ["--config.progress=False"]),
         f"--workdir={workdir}",
     ]
@@ -87,11 +88,12 @@ def scores_command(workdir: Path, arguments, phases) -> list[str]:
 
 
 def is_trained(workdir: Path, wanted=()) -> bool:
-    """Whether the run in a folder came to its end, with all of the wanted phases."""
-    results = workdir / "results.json"
-    return results.exists() and set(wanted) <= set(
-        json.loads(results.read_text()).get("phases", ())
-    )
+    """Whether the wanted phases of a run (all of its own if ()) came to their end."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return False
+    phases = tuple(wanted or json.loads(path.read_text())["phases"])
+    return scores.finished_phases(workdir, phases) == phases
 
 
 def is_measured(workdir: Path, arguments, phases) -> bool:
