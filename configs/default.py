@@ -26,7 +26,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase.method = "guided"
     # Weight of KL(A || A') in a guided step. What counts is mu / every: the quickstart
     # with mu 20 at every second step and 40 at every fourth ends at the same figures.
-    phase.mu = 25.0
+    phase.mu = 20.0
     phase.mu_warmup_epochs = 0.0  # linear, from 0
     phase.stats_decay = 0.95  # of the moving feature statistics, per step
     # "bottleneck": the network's own. "average": that of the moving average (set

@@ -37,5 +37,4 @@ def get_config():
         phase.num_epochs = 1.0
         phase.learning_rate = 5e-4
     config.guided.teacher_layer = "block10"
-    config.guided.bottleneck.num_steps = 10
     return config

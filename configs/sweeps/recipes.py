@@ -72,7 +72,7 @@ def get_config():
     # frozen copy.
     add("last_iba_blur", "last", bottleneck__blur_sigma=1.0)
     add("last_ten_steps", "last", bottleneck__num_steps=10)
-    add("twenty_steps", bottleneck__num_steps=20)
+    add("ten_steps", bottleneck__num_steps=10)
     add("frozen_teacher", teacher="plain")
     # The losses and the step.
     add("bernoulli", guidance__cross_entropy="bernoulli")

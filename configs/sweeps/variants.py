@@ -4,9 +4,9 @@ import copy
 
 from configs.baselines import icasc, saliency_guided
 
-# The bottleneck at the last layer in place of an inner one: the defaults of
-# ``configs/default.py``, for next to nothing a step.
-LAST = dict(teacher_layer="", bottleneck__num_steps=20)
+# The bottleneck at the last layer, as in ``configs/default.py``, in place of an inner
+# one: next to nothing a step.
+LAST = dict(teacher_layer="")
 
 
 def add(config, name: str, base: str = "guided", **fields) -> None:
