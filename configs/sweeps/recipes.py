@@ -3,8 +3,8 @@
     python -m train.sweep configs/sweeps/recipes.py
 
 Every phase but the first and those from scratch starts from the weights of "plain" and
-sees the same batches. "guided" is the quickstart's recipe; what each of the others
-changes against it stands beside it.
+sees the same batches. "guided" is the quickstart's recipe, "last" the same with the
+cheap teacher at the last layer, in which the parts are exchanged one at a time.
 """
 
 from configs import quickstart
@@ -12,7 +12,7 @@ from configs.sweeps import variants
 
 SEEDS = (0, 1, 2, 3, 4)
 CONTROL = "control"
-CONTROLS = {name: "scratch_control" for name in ("scratch", "scratch_at_once")}
+CONTROLS = {"scratch": "scratch_control"}
 # Measured on the test split too; the parts were judged on validation.
 FINAL = (
     "control",
@@ -43,18 +43,10 @@ def get_config():
     add("scratch_control", "plain", num_epochs=10.0)
 
     # The recipe; the true mask for a teacher; the bottleneck at the last layer, which
-    # costs next to nothing; the recipe from random weights, mu growing for half of the
-    # time.
+    # costs next to nothing.
     config.phases = (*config.phases, "guided")
     add("oracle", teacher="mask")
     add("last", **variants.LAST)
-    scratch = dict(
-        init="random",
-        num_epochs=10.0,
-        learning_rate=config.plain.learning_rate,
-        release=0.1,
-    )
-    add("scratch", mu_warmup_epochs=5.0, **scratch)
 
     # Suppression, with the cheap teacher: none; the runner-up's map made to turn away;
     # the printed formula, with the mask of its ancestor, with the complement of the
@@ -68,22 +60,32 @@ def get_config():
     ):
         add(kind, "last", guidance__suppression=kind)
 
-    # The other parts, one at a time. The teacher: its layer and steps, its blur, a
-    # frozen copy.
-    add("last_iba_blur", "last", bottleneck__blur_sigma=1.0)
-    add("last_ten_steps", "last", bottleneck__num_steps=10)
-    add("ten_steps", bottleneck__num_steps=10)
-    add("frozen_teacher", teacher="plain")
+    # The other parts, one at a time, with the cheap teacher. The teacher: its blur, its
+    # steps, a frozen copy.
+    add("iba_blur", "last", bottleneck__blur_sigma=1.0)
+    add("ten_steps", "last", bottleneck__num_steps=10)
+    add("frozen_teacher", "last", teacher="plain")
     # The losses and the step.
-    add("bernoulli", guidance__cross_entropy="bernoulli")
-    add("spatial_kl", guidance__kl_over="spatial")
-    add("plain_step", guidance__step="plain", guidance__step_size=1.0)
-    add("last_every_step", "last", every=1, mu=config.guided.mu / 4)
-    add("half_mu", mu=0.5 * config.guided.mu)
-    # Whom, when and how; from random weights with all of mu at once.
-    add("always", guidance__gate="always")
-    add("all_examples", only_right=False)
-    add("no_release", release=0.0)
-    add("direct", route="direct", mu=0.03 * config.guided.mu)
-    add("scratch_at_once", **scratch)
+    add("bernoulli", "last", guidance__cross_entropy="bernoulli")
+    add("spatial_kl", "last", guidance__kl_over="spatial")
+    add("plain_step", "last", guidance__step="plain", guidance__step_size=1.0)
+    add("half_mu", "last", mu=0.5 * config.guided.mu)
+    # Whom, when and how.
+    add("every_step", "last", every=1, mu=config.guided.mu / config.guided.every)
+    add("always", "last", guidance__gate="always")
+    add("all_examples", "last", only_right=False)
+    add("no_release", "last", release=0.0)
+    add("direct", "last", route="direct", mu=0.03 * config.guided.mu)
+
+    # From random weights, mu growing for half of the time.
+    add(
+        "scratch",
+        init="random",
+        num_epochs=10.0,
+        learning_rate=config.plain.learning_rate,
+        mu_warmup_epochs=5.0,
+        release=0.1,
+    )
+    # The recipe's own steps.
+    add("inner_ten_steps", bottleneck__num_steps=10)
     return config

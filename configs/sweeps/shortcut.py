@@ -24,11 +24,10 @@ def get_config():
     def add(name, base="guided", **fields):
         variants.add(config, name, base, **fields)
 
-    # Fine-tuning the sound network: its own bottleneck, that of the sound network as it
-    # was, the true mask.
-    add("frozen_teacher", teacher="plain")
+    # Fine-tuning the sound network: its own bottleneck, the true mask.
     add("oracle", teacher="mask")
-    # From scratch: alone, with its own bottleneck, taught by the sound network.
+    # From scratch, with the cheap teacher at the last layer: nobody's, its own, that of
+    # the sound network.
     scratch = dict(
         init="random",
         num_epochs=config.plain.num_epochs,
@@ -36,6 +35,7 @@ def get_config():
     )
     add("scratch_control", "control", **scratch)
     scratch |= dict(release=1 / 7, mu_warmup_epochs=config.plain.num_epochs / 2)
+    scratch |= variants.LAST
     add("scratch", **scratch)
     add("scratch_taught", teacher="plain", **scratch)
     return config
