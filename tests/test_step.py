@@ -1,5 +1,6 @@
 """The training steps: the same on any number of devices, no convolution too many."""
 
+import dataclasses
 import functools
 
 import chex
@@ -373,6 +374,46 @@ class TestTeacherLayer:
         # Not the teacher of the last layer.
         _, last = jax.jit(make_step("guided", model))(create_state(model), batch)
         assert abs(float(last["saliency_loss"][0] / loss) - 1) > 0.01
+
+    def test_devices_share_its_statistics_and_wait_for_no_other(self):
+        """Two steps, the second not guided: as on one device, and its statistics stay.
+
+        With few bottleneck steps: rounding would decide what the map is after many.
+        """
+        model = make_model(axis_name=AXIS)
+        config = dataclasses.replace(
+            GUIDED["config"],
+            bottleneck=bottleneck.BottleneckConfig(num_steps=2, num_samples=1),
+        )
+        step = functools.partial(
+            make_step(
+                "guided",
+                model,
+                axis_name=AXIS,
+                teacher_layer="layer1_0",
+                when=lambda step: step % 2 == 0,
+            ),
+            config=config,
+        )
+        outcome = {}
+        for num_devices in (1, 4):
+            run = pmap_step(step, num_devices)
+            batch = shard(make_batch(), num_devices)
+            state, sums = run(create_state(model, layer="layer1_0"), batch)
+            first = jax.device_get(state)
+            assert float(sums["kl"][1]) == 16
+            state, sums = run(state, batch)
+            assert float(sums["kl"][1]) == 0
+            state = jax.device_get(state)
+            chex.assert_trees_all_equal(state.feature_stats, first.feature_stats)
+            assert float(state.feature_stats.count) == 16
+            outcome[num_devices] = state
+        chex.assert_trees_all_close(
+            outcome[1].feature_stats, outcome[4].feature_stats, rtol=1e-3, atol=1e-4
+        )
+        chex.assert_trees_all_close(
+            outcome[1].params, outcome[4].params, rtol=1e-3, atol=2e-5
+        )
 
     def test_no_gradient_through_the_teacher(self):
         """A frozen copy of the network teaches the same and changes no gradient."""
