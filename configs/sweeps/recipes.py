@@ -48,6 +48,32 @@ def get_config():
     add("oracle", teacher="mask")
     add("last", **variants.LAST)
 
+    # From random weights with the cheap teacher, mu growing for half of the time.
+    add(
+        "scratch",
+        "last",
+        init="random",
+        num_epochs=10.0,
+        learning_rate=config.plain.learning_rate,
+        mu_warmup_epochs=5.0,
+        release=0.1,
+    )
+
+    # The other parts, one at a time, with the cheap teacher. The teacher: its steps, a
+    # frozen copy.
+    add("ten_steps", "last", bottleneck__num_steps=10)
+    add("frozen_teacher", "last", teacher="plain")
+    # The losses and the step.
+    add("bernoulli", "last", guidance__cross_entropy="bernoulli")
+    add("spatial_kl", "last", guidance__kl_over="spatial")
+    add("plain_step", "last", guidance__step="plain", guidance__step_size=1.0)
+    add("half_mu", "last", mu=0.5 * config.guided.mu)
+    # Whom, when and how.
+    add("every_step", "last", every=1, mu=config.guided.mu / config.guided.every)
+    add("always", "last", guidance__gate="always")
+    add("no_release", "last", release=0.0)
+    add("direct", "last", route="direct", mu=0.03 * config.guided.mu)
+
     # Suppression, with the cheap teacher: none; the runner-up's map made to turn away;
     # the printed formula, with the mask of its ancestor, with the complement of the
     # bottleneck's map.
@@ -59,33 +85,8 @@ def get_config():
         "background_overlap",
     ):
         add(kind, "last", guidance__suppression=kind)
-
-    # The other parts, one at a time, with the cheap teacher. The teacher: its blur, its
-    # steps, a frozen copy.
+    # IBA's blur; the examples whose prediction is wrong too; fewer steps further in.
     add("iba_blur", "last", bottleneck__blur_sigma=1.0)
-    add("ten_steps", "last", bottleneck__num_steps=10)
-    add("frozen_teacher", "last", teacher="plain")
-    # The losses and the step.
-    add("bernoulli", "last", guidance__cross_entropy="bernoulli")
-    add("spatial_kl", "last", guidance__kl_over="spatial")
-    add("plain_step", "last", guidance__step="plain", guidance__step_size=1.0)
-    add("half_mu", "last", mu=0.5 * config.guided.mu)
-    # Whom, when and how.
-    add("every_step", "last", every=1, mu=config.guided.mu / config.guided.every)
-    add("always", "last", guidance__gate="always")
     add("all_examples", "last", only_right=False)
-    add("no_release", "last", release=0.0)
-    add("direct", "last", route="direct", mu=0.03 * config.guided.mu)
-
-    # From random weights, mu growing for half of the time.
-    add(
-        "scratch",
-        init="random",
-        num_epochs=10.0,
-        learning_rate=config.plain.learning_rate,
-        mu_warmup_epochs=5.0,
-        release=0.1,
-    )
-    # The recipe's own steps.
     add("inner_ten_steps", bottleneck__num_steps=10)
     return config
