@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
-from train import evaluate, intervals, saved_run, scores, splits
+from train import evaluate, intervals, saved_run, scores, splits, temperature
 
 LIMITS = {"measures": None, "deletion": 5, "perturbed": 0, "methods": 5}
 
@@ -44,15 +44,20 @@ class TestMeasureRun:
             run.config, run.model, run.states["plain"].variables, source
         )
         entry = record["phases"]["plain"]["measures"]
+        values |= temperature.measure_split(
+            run.config,
+            run.model,
+            run.states["plain"].variables,
+            source,
+            validation=source,
+        )
         summary = intervals.summarize(values)
         assert entry["num_images"] == len(source) == 24
-        scaled = {"temperature", "nll_scaled", "calibration_scaled"}
-        assert entry["means"].keys() == summary.keys() | scaled
+        assert entry["means"].keys() == summary.keys()
         assert {"nll", "calibration_error", "iou_best", "p_box_share"} <= summary.keys()
-        for key in summary:
-            np.testing.assert_allclose(
-                entry["means"][key], summary[key]["mean"], 1e-5, err_msg=key
-            )
+        assert {"temperature", "nll_scaled", "calibration_scaled"} <= summary.keys()
+        for key, value in entry["means"].items():
+            np.testing.assert_allclose(value, summary[key]["mean"], 1e-5, err_msg=key)
         # The temperature is validation's, so it can only lower this split's NLL.
         assert entry["means"]["nll_scaled"] <= entry["means"]["nll"] + 1e-6
         assert record["seed"] == run.config.seed

@@ -37,26 +37,27 @@ class TestFit:
         np.testing.assert_allclose(found, temperature.LOWEST, rtol=0.05)
 
 
-class TestScaledMeasures:
+class TestScaledValues:
     def test_at_one_they_are_those_of_the_logits(self):
         draw = np.random.default_rng(3)
         logits = draw.normal(0, 3, (200, 7)).astype(np.float32)
         labels = draw.integers(0, 7, 200)
-        found = temperature.scaled_measures(logits, labels, 1.0)
+        found = temperature.scaled_values(logits, labels, 1.0)
         expected = metrics.nll(jnp.asarray(logits), jnp.asarray(labels))
-        np.testing.assert_allclose(found["nll_scaled"], expected.mean(), rtol=1e-5)
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        confidence = 1 / shifted.sum(1)
-        error = measures.calibration_error(confidence, logits.argmax(1) == labels)
-        np.testing.assert_allclose(found["calibration_scaled"], error, atol=1e-3)
+        np.testing.assert_allclose(found["nll_scaled"], expected, rtol=1e-4, atol=1e-5)
+        highest = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+        np.testing.assert_allclose(found["confidence_scaled"], highest, rtol=1e-5)
 
     def test_a_network_that_is_too_sure_is_mended(self):
         logits = np.random.default_rng(4).normal(0, 1, (5_000, 4))
         labels = drawn_labels(logits)
-        before = temperature.scaled_measures(4 * logits, labels, 1.0)
-        after = temperature.scaled_measures(
-            4 * logits, labels, temperature.fit(4 * logits, labels)
-        )
-        assert after["calibration_scaled"] < 0.2 * before["calibration_scaled"]
-        assert after["nll_scaled"] < before["nll_scaled"]
-        assert after.keys() <= measures.MEASURES.keys()
+        correct = logits.argmax(1) == labels
+        error, likelihood = [], []
+        for divisor in (1.0, temperature.fit(4 * logits, labels)):
+            found = temperature.scaled_values(4 * logits, labels, divisor)
+            error.append(
+                measures.calibration_error(found["confidence_scaled"], correct)
+            )
+            likelihood.append(found["nll_scaled"].mean())
+        assert error[1] < 0.2 * error[0] and likelihood[1] < likelihood[0]
+        assert found["temperature"].shape == (5_000,)

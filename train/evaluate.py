@@ -25,7 +25,7 @@ from absl import logging as absl_logging
 from tqdm import tqdm
 
 from ibsgl_jax import attribution, metrics
-from train import intervals, measures, saved_run, splits
+from train import intervals, measures, saved_run, splits, temperature
 from train.measures import MEASURES
 from train.workdir import ConfigError, write_text
 
@@ -187,6 +187,9 @@ def evaluate_run(
         config, variables = owner.config, state.variables
         values = splits.measure_split(
             config, owner.model, variables, source, progress=bar.update
+        )
+        values |= temperature.measure_split(
+            config, owner.model, variables, source, validation=owner.data.validation
         )
         for step, part in (
             (measures.perturb, perturbed),

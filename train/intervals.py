@@ -11,6 +11,12 @@ from ibsgl_jax import metrics
 from train import measures
 from train.measures import MEASURES
 
+# Measures of a whole split: the per-example confidence that each is made of.
+CALIBRATIONS = {
+    "calibration_error": "confidence",
+    "calibration_scaled": "confidence_scaled",
+}
+
 
 def summarize(values: dict) -> dict:
     """Per measure: the mean, its bootstrap 95 % interval, n and what is undefined.
@@ -39,13 +45,13 @@ def summarize(values: dict) -> dict:
             }
     if "iou_best" in summary:
         summary["iou_best"]["threshold"] = best / measures.NUM_THRESHOLDS
-    if "confidence" in values:
-        summary["calibration_error"] = _calibration(values)
+    for key, confidence in CALIBRATIONS.items():
+        if confidence in values:
+            summary[key] = _calibration(values[confidence], values["accuracy"])
     return summary
 
 
-def _calibration(values, num_resamples=200):
-    confidence, correct = values["confidence"], values["accuracy"]
+def _calibration(confidence, correct, num_resamples=200):
     known = np.isfinite(confidence)
     confidence, correct = confidence[known], correct[known]
     n = len(confidence)

@@ -142,8 +142,6 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
                 "num_images": len(parts[part]),
                 **summarize(values),
             }
-            if part == "measures":
-                entry["means"] |= _scaled(run, phase, parts[part])
             scores = record["phases"].setdefault(phase, {})
             if method:
                 scores.setdefault("methods", {})[method] = entry
@@ -162,7 +160,12 @@ def _measure(run, variables, source, part, method, *, progress):
     """Per-example arrays of one part of a phase's scores."""
     config, model = run.config, run.model
     if part == "measures":
-        return splits.measure_split(config, model, variables, source, progress=progress)
+        values = splits.measure_split(
+            config, model, variables, source, progress=progress
+        )
+        return values | temperature.measure_split(
+            config, model, variables, source, validation=run.data.validation
+        )
     if part != "methods":
         less = {"substrates": ("mean",), "others": False} if part == "deletion" else {}
         step = splits.compiled(measures.perturb, config, model, **less)
@@ -181,13 +184,6 @@ def _measure(run, variables, source, part, method, *, progress):
     return splits.map_split(
         config, source, lambda batch: step(variables, moments, batch), progress=progress
     )
-
-
-def _scaled(run, phase, source) -> dict:
-    """What of NLL and calibration is left after one temperature for the logits."""
-    bound = run.config, run.model, run.states[phase].variables
-    found = temperature.fit(*temperature.split_logits(*bound, run.data.validation))
-    return temperature.scaled_measures(*temperature.split_logits(*bound, source), found)
 
 
 def measure_method(variables, moments, batch, *, method, matched_area, **bound):
@@ -215,10 +211,11 @@ def summarize(values: dict) -> dict:
         values["iou_best"] = curve[:, np.argmax(np.nan_to_num(means, nan=-1.0))]
     known = {key: values[key] for key in MEASURES if key in values}
     means = {key: intervals.finite_mean(value) for key, value in known.items()}
-    if "confidence" in values:
-        means["calibration_error"] = measures.calibration_error(
-            values["confidence"], values["accuracy"]
-        )
+    for key, confidence in intervals.CALIBRATIONS.items():
+        if confidence in values:
+            means[key] = measures.calibration_error(
+                values[confidence], values["accuracy"]
+            )
     counts = {key: int((~np.isfinite(value)).sum()) for key, value in known.items()}
     return {
         "means": {k: v if np.isfinite(v) else None for k, v in means.items()},

@@ -10,11 +10,17 @@ calibration that remain after it are those that a user gets who does so (Guo et 
 import numpy as np
 
 from ibsgl_jax.models import make_head_fn
-from train import measures, splits
+from train import splits
 from train.step import normalize_images
 
 # Of the search; a network outside of it is not one that a temperature mends.
 LOWEST, HIGHEST = 0.05, 20.0
+
+
+def measure_split(config, model, variables, source, *, validation) -> dict:
+    """``scaled_values`` of a split, at the temperature that fits validation."""
+    fitted = fit(*split_logits(config, model, variables, validation))
+    return scaled_values(*split_logits(config, model, variables, source), fitted)
 
 
 def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:
@@ -53,14 +59,16 @@ def nll(logits, labels, temperature: float) -> np.ndarray:
     return -np.take_along_axis(log_probs, np.asarray(labels)[:, None], axis=1)[:, 0]
 
 
-def scaled_measures(logits, labels, temperature: float) -> dict:
-    """``nll_scaled`` and ``calibration_scaled`` of ``measures.MEASURES``, means."""
-    confidence = np.exp(_log_softmax(logits, temperature).max(axis=1))
-    correct = (np.argmax(logits, axis=1) == labels).astype(float)
+def scaled_values(logits, labels, temperature: float) -> dict:
+    """What is left after dividing the logits by a temperature, per example.
+
+    Returns:
+      dict of float64 [N]: nll_scaled, confidence_scaled, and the temperature itself.
+    """
     return {
-        "temperature": temperature,
-        "nll_scaled": float(nll(logits, labels, temperature).mean()),
-        "calibration_scaled": measures.calibration_error(confidence, correct),
+        "nll_scaled": nll(logits, labels, temperature),
+        "confidence_scaled": np.exp(_log_softmax(logits, temperature).max(axis=1)),
+        "temperature": np.full(len(logits), temperature),
     }
 
 
