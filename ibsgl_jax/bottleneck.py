@@ -30,7 +30,7 @@ PIECE = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
-# Cells up to which a blur is one matrix product where that is a matrix unit's work.
+# Cells up to which a TPU blurs in one matrix product.
 MAX_FLAT_CELLS = 256
 
 
@@ -278,9 +278,9 @@ def make_blur(
     """A Gaussian blur of [H, W, ...] over its first two axes.
 
     The kernel is cut at ``2 round(2 sigma) + 1`` cells and normalised, the border
-    reflected without repeating the edge, as in IBA's code. Two small matrix products
-    on a CPU, which compile to less than a convolution of every channel; elsewhere one,
-    of all cells at once, which leaves every array's other axes where they are.
+    reflected without repeating the edge, as in IBA's code; here as two small matrix
+    products, which compile to less than a convolution of every channel. A TPU takes
+    one, over all cells: axes that are flattened would change every array's layout.
 
     Args:
       size: (H, W).
@@ -290,14 +290,13 @@ def make_blur(
         return lambda maps: maps
     rows, columns = (_blur_matrix(length, sigma) for length in size)
     num_cells = size[0] * size[1]
-    if jax.default_backend() != "cpu" and num_cells <= MAX_FLAT_CELLS:
+    if jax.default_backend() == "tpu" and num_cells <= MAX_FLAT_CELLS:
         matrix = np.kron(rows, columns)
 
         def blur_at_once(maps):
             cells = maps.reshape(num_cells, *maps.shape[2:])
-            return jnp.tensordot(matrix, cells, 1, precision="highest").reshape(
-                maps.shape
-            )
+            cells = jnp.tensordot(matrix, cells, 1, precision="highest")
+            return cells.reshape(maps.shape)
 
         return blur_at_once
     # One copy of the matrix per row: a product of a batch is faster than the same

@@ -757,7 +757,7 @@ class TestMakeBlur:
         np.testing.assert_allclose(smooth, reference.blur(maps, sigma), atol=1e-6)
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 9)])
-    def test_an_accelerator_blurs_all_cells_at_once_with_the_same_result(
+    def test_a_tpu_blurs_all_cells_at_once_with_the_same_result(
         self, size, monkeypatch
     ):
         maps = np.random.default_rng(0).random((*size, 3, 2), np.float32)
