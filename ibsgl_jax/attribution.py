@@ -398,7 +398,8 @@ def attribute(
 
     One jitted call, compiled once per method, functions, shapes and options; images go
     through it chunk by chunk, so that a thousand need the memory of ``chunk_size``
-    beyond their own. A map depends neither on the image's neighbours nor on its place.
+    beyond their own (and that of a copy where the chunks do not divide them). A map
+    depends neither on the image's neighbours nor on its place.
 
     Args:
       method: a key of ``METHODS``.

@@ -27,6 +27,11 @@ from ibsgl_jax.saliency import HeadFn
 MIN_REST = 1e-30
 # Images that a CPU takes at a time through a pooled linear head.
 PIECE = 8
+# Elements of features that a TPU takes at a time: eight float32 arrays of them, the
+# loop's state and what it computes, then fit into the 128 MiB beside its cores.
+TPU_PIECE = 2**21
+# Cells up to which a TPU blurs in one matrix product.
+MAX_FLAT_CELLS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +153,9 @@ def attribute(
         solve = functools.partial(
             _solve, head_fn, moments, config, _pooled_value_and_grad
         )
-        # An exported function has a batch size without a number.
-        size = labels.shape[0]
-        known = isinstance(size, int) and size % PIECE == 0
-        if jax.default_backend() == "cpu" and known:
-            solve = _in_pieces(solve)
+        size = piece_size(features.shape)
+        if size != features.shape[0]:
+            solve = _in_pieces(solve, size)
     else:
         solve = functools.partial(
             _solve, head_fn, moments, config, _generic_value_and_grad
@@ -197,20 +200,38 @@ def _solve(head_fn, moments, config, make_value_and_grad, features, labels, draw
     )
 
 
-def _in_pieces(solve):
-    """``solve`` for PIECE images at a time, whose working set stays in a CPU's cache.
+def piece_size(shape: tuple[int, ...]) -> int:
+    """How many of the images [N, H, W, K] a pooled linear head's loop takes at a time.
 
-    Memory is bounded as well. Fewer images would read a wide head's weights too often.
+    N itself where the device has no fast memory to keep them in, or N does not divide.
+    """
+    num, *sides = shape
+    size, platform = num, jax.default_backend()
+    if platform == "cpu":
+        size = PIECE
+    elif platform == "tpu":
+        # A power of two: it fills the rows of registers and divides usual batches.
+        size = 2 ** int(np.log2(max(1, TPU_PIECE // np.prod(sides))))
+    # An exported function has a batch size without a number.
+    return size if isinstance(num, int) and num % size == 0 else num
+
+
+def _in_pieces(solve, size):
+    """``solve`` for ``size`` images at a time, whose working set stays in fast memory.
+
+    That is a CPU's cache or the memory beside a TPU's cores; the main memory is then
+    read once, not in every step. Memory is bounded as well. Fewer images would read a
+    wide head's weights too often.
     """
 
     def solve_in_pieces(features, labels, draws):
-        num = len(labels) // PIECE
+        num = len(labels) // size
         if draws.shape[2] == 1:
             draws = jnp.broadcast_to(draws, (num, *draws.shape))
         else:
             draws = jnp.stack(jnp.split(draws, num, axis=2))
         features, labels = (
-            x.reshape(num, PIECE, *x.shape[1:]) for x in (features, labels)
+            x.reshape(num, size, *x.shape[1:]) for x in (features, labels)
         )
         found = jax.lax.map(lambda part: solve(*part), (features, labels, draws))
         found = found._replace(losses=jnp.moveaxis(found.losses, 1, 2))
@@ -258,7 +279,8 @@ def make_blur(
 
     The kernel is cut at ``2 round(2 sigma) + 1`` cells and normalised, the border
     reflected without repeating the edge, as in IBA's code; here as two small matrix
-    products, which compile to less than a convolution of every channel.
+    products, which compile to less than a convolution of every channel. A TPU takes
+    one, over all cells: axes that are flattened would change every array's layout.
 
     Args:
       size: (H, W).
@@ -267,6 +289,16 @@ def make_blur(
     if sigma is None:
         return lambda maps: maps
     rows, columns = (_blur_matrix(length, sigma) for length in size)
+    num_cells = size[0] * size[1]
+    if jax.default_backend() == "tpu" and num_cells <= MAX_FLAT_CELLS:
+        matrix = np.kron(rows, columns)
+
+        def blur_at_once(maps):
+            cells = maps.reshape(num_cells, *maps.shape[2:])
+            cells = jnp.tensordot(matrix, cells, 1, precision="highest")
+            return cells.reshape(maps.shape)
+
+        return blur_at_once
     # One copy of the matrix per row: a product of a batch is faster than the same
     # product after moving axes.
     columns = np.broadcast_to(columns, (size[0], *columns.shape))

@@ -377,6 +377,34 @@ class TestAttribute:
         assert one_chunk > 1e6
         assert temporary_bytes(1000) < 1.5 * one_chunk
 
+    def test_an_inner_layer_takes_the_memory_of_one_chunk(self):
+        """The bottleneck there holds num_samples copies of every image of a chunk."""
+
+        shape = 16, 16, 32
+        moments = feature_stats.Moments(
+            jnp.zeros(shape), jnp.ones(shape), jnp.ones(shape, bool)
+        )
+
+        def temporary_bytes(num_images):
+            images = jax.ShapeDtypeStruct((num_images, 32, 32, 3), jnp.float32)
+            classes = jax.ShapeDtypeStruct((num_images,), jnp.int32)
+            explain = functools.partial(
+                attribution.attribute,
+                "ib",
+                functools.partial(golden_net.features, PARAMS, tap="A"),
+                functools.partial(golden_net.head, PARAMS, tap="A"),
+                chunk_size=2,
+                key=jax.random.key(0),
+                moments=moments,
+            )
+            compiled = jax.jit(explain).lower(images, classes).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        one_chunk = temporary_bytes(2)
+        # Ten noisy copies of two images' features, float32, and as much of gradients.
+        assert one_chunk > 2 * 10 * 2 * 4 * np.prod(shape)
+        assert temporary_bytes(64) < 1.1 * one_chunk
+
     @pytest.mark.parametrize("method", DIFFERENTIABLE)
     def test_gradient_in_images(self, method):
         images = IMAGES[:, 12:20, 12:20]

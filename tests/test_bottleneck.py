@@ -454,6 +454,30 @@ class TestPooledShortcut:
         )(key, *rest)
         assert_close(pieces, whole)
 
+    def test_a_tpu_takes_pieces_by_their_size(self, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        # 16 images of ResNet-50's features are 6.4 MB; small ones go all at once.
+        assert bottleneck.piece_size((128, 7, 7, 2048)) == 16
+        assert bottleneck.piece_size((128, 14, 14, 512)) == 16
+        assert bottleneck.piece_size((512, 8, 8, 64)) == 512
+        assert bottleneck.piece_size((24, 7, 7, 2048)) == 24  # does not divide
+        assert bottleneck.piece_size((3, 2000, 2000, 8)) == 1
+        monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
+        assert bottleneck.piece_size((128, 7, 7, 2048)) == 128
+
+    def test_the_rules_of_a_tpu_give_the_same_maps(self, monkeypatch):
+        """Its pieces and its blur, run here."""
+        case = small_case(n=4)
+        ours = run_small(jax.random.key(3), *case)
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        monkeypatch.setattr(bottleneck, "TPU_PIECE", 2 * case[1][0].size)
+        assert bottleneck.piece_size(case[1].shape) == 2
+        head, *rest = case
+        theirs = jax.jit(
+            lambda key, *rest: bottleneck.attribute(key, head, *rest, config=SHORT)
+        )(jax.random.key(3), *rest)
+        assert_close(theirs, ours)
+
     def test_low_precision_kernel_is_used_in_float32(self):
         head, *args = small_case()
         low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), head)
@@ -731,6 +755,25 @@ class TestMakeBlur:
         maps = np.random.default_rng(0).random((*size, 2), np.float32)
         smooth = bottleneck.make_blur(size, sigma)(maps)
         np.testing.assert_allclose(smooth, reference.blur(maps, sigma), atol=1e-6)
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 9)])
+    def test_a_tpu_blurs_all_cells_at_once_with_the_same_result(
+        self, size, monkeypatch
+    ):
+        maps = np.random.default_rng(0).random((*size, 3, 2), np.float32)
+        ours = bottleneck.make_blur(size, 1.0)
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        theirs = bottleneck.make_blur(size, 1.0)
+        np.testing.assert_allclose(theirs(maps), ours(maps), atol=1e-6)
+        one, other = (jax.linear_transpose(blur, maps)(maps) for blur in (ours, theirs))
+        np.testing.assert_allclose(other[0], one[0], atol=1e-6)
+        # A product of that many cells would cost more than the head: two small ones.
+        text = str(
+            jax.make_jaxpr(bottleneck.make_blur((56, 56), 1.0))(
+                jnp.ones((56, 56, 1, 1))
+            )
+        )
+        assert text.count("dot_general") == 2
 
     def test_none_is_the_identity(self):
         maps = jnp.ones((2, 3, 4))

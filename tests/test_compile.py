@@ -111,27 +111,28 @@ class TestCompileStep:
             )
 
 
-class TestRepeatedCost:
-    def test_grows_with_the_steps_that_the_compiler_does_not_count(self):
+class TestRepeatedFlops:
+    def count(self, num_steps, num_images=8):
         config = small_config()
+        config.guided.bottleneck.num_steps = num_steps
+        devices = jax.devices()[:2]
+        return ahead.repeated_flops(config, config.guided, devices, num_images, 10)
 
-        def cost(num_steps):
-            config.guided.bottleneck.num_steps = num_steps
-            return ahead.repeated_cost(config, config.guided, jax.devices()[:2], 4, 10)
+    def test_grow_with_the_steps_that_the_compiler_does_not_count(self):
+        few, many = self.count(6), self.count(14)
+        # Some arithmetic for every element.
+        assert few > 4 * 10 * 8 * np.prod(features_shape(small_config()))
+        assert many == pytest.approx(3 * few, rel=0.05)
+        assert self.count(2) == 0
 
-        few, many = cost(6), cost(14)
-        elements = 4 * np.prod(features_shape(config))
-        # Every one is read and written at least once, with some arithmetic between.
-        assert few["flops"] > 4 * 10 * elements
-        assert few["bytes_accessed"] > 4 * 2 * 4 * elements
-        for name in few:
-            assert many[name] == pytest.approx(3 * few[name], rel=0.05)
-        assert cost(2) == {"flops": 0, "bytes_accessed": 0}
+    def test_grow_with_the_pieces_that_the_compiler_does_not_count(self):
+        """Of two pieces one is counted with one of its five trips."""
+        one, two = self.count(6), self.count(6, num_images=16)
+        assert 2 * one + one / 4 < two < 2 * one + one / 2
 
     def test_plain_repeats_nothing(self):
         config = small_config()
-        found = ahead.repeated_cost(config, config.plain, jax.devices()[:2], 4, 10)
-        assert found == {"flops": 0, "bytes_accessed": 0}
+        assert not ahead.repeated_flops(config, config.plain, jax.devices()[:2], 4, 10)
 
 
 class TestBounds:
@@ -140,21 +141,6 @@ class TestBounds:
         assert ahead.bounds(row, "v5e") == pytest.approx(
             {"arithmetic": 1.0, "memory": 10.0, "links": 1.0}
         )
-
-
-class TestCountCollectives:
-    def test_by_hand(self):
-        text = """
-  %all-reduce.1 = f32[8,4]{1,0} all-reduce(%a), replica_groups={}
-  %all-reduce-start.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce-start(%b, %c)
-  %all-reduce-done.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce-done(%all-reduce-start.2)
-  ROOT %all-gather.3 = u8[16]{0} all-gather(%d), dimensions={0}
-  %add.4 = f32[8,4]{1,0} add(%all-reduce.1, %all-reduce.1)
-"""
-        assert ahead.count_collectives(text) == {
-            "all-reduce": (2, 8 * 4 * 4 + 3 * 4 + 4 * 2),
-            "all-gather": (1, 16),
-        }
 
 
 class TestChoosePhase:

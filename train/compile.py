@@ -12,7 +12,7 @@ import sys
 
 from absl import app, flags
 
-from train import command
+from train import command, hlo
 
 DEFAULT_CONFIG = "configs/imagenet_resnet50.py"
 AXIS = "devices"
@@ -21,15 +21,6 @@ CHIP_GIB = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 # Of a chip, a second: bfloat16 operations, bytes of its memory, bytes of its links to
 # the others; from the same pages.
 PEAKS = {"v5e": (197e12, 819e9, 1600e9 / 8)}
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "collective-permute",
-    "all-to-all",
-)
-_BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2}
-_BYTES |= {"f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1}
 
 
 class CompileError(ValueError):
@@ -143,12 +134,13 @@ def compile_step(config, phase, devices, num_classes: int):
 def measure(compiled) -> dict:
     """Memory in bytes and work of one chip, and its collectives.
 
-    flops and bytes_accessed are the compiler's own count, which takes the body of a
-    loop once, not times its trip count (see ``repeated_cost``); ``memory`` is what
-    lives at the worst moment.
+    flops is the compiler's own count, which takes the body of a loop once, not times
+    its trip count (see ``repeated_flops``); ``memory`` is what lives at the worst
+    moment, bytes_accessed what moves (see ``hlo.main_memory_bytes``).
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    collectives = count_collectives(compiled.as_text())
+    text = compiled.as_text()
+    collectives = hlo.count_collectives(text)
     return {
         "memory_arguments": memory.argument_size_in_bytes,
         "memory_temporary": memory.temp_size_in_bytes,
@@ -157,23 +149,24 @@ def measure(compiled) -> dict:
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes,
         "flops": cost.get("flops", 0.0),
-        "bytes_accessed": cost.get("bytes accessed", 0.0),
+        "bytes_accessed": hlo.main_memory_bytes(text),
         "collectives": sum(count for count, _ in collectives.values()),
         "collective_bytes": sum(volume for _, volume in collectives.values()),
         "by_kind": {kind: list(pair) for kind, pair in collectives.items()},
     }
 
 
-def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> dict:
-    """What the bottleneck's steps cost that the compiler does not count.
+def repeated_flops(config, phase, devices, num_images: int, num_classes: int) -> float:
+    """Operations of the bottleneck's steps that the compiler does not count.
 
-    It takes the body of their loop once, whatever the number of trips. One body is the
-    difference between an attribution of all steps and one of a single step, which has
-    no loop, both compiled for the same chips: from above, because reading the map also
+    It takes the body of a loop once, whatever the number of trips: that over the steps
+    and that over the pieces of the batch around it. One step is the difference between
+    an attribution of all steps and one of a single step, which has no loop, both of
+    one piece and compiled for the same chips: from above, because reading the map also
     costs more after a loop than at alpha's constant start.
 
     Returns:
-      dict flops, bytes_accessed, of one chip and its images; 0 without a bottleneck.
+      flops of one chip and its images; 0 without a bottleneck.
     """
     import dataclasses
 
@@ -185,9 +178,8 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
     from train import loop
     from train import state as states
 
-    names = {"flops": "flops", "bytes accessed": "bytes_accessed"}
     if phase.method != "guided" or phase.teacher == "mask":
-        return dict.fromkeys(names.values(), 0.0)
+        return 0.0
     options = loop.guidance_config(phase).bottleneck
     model = loop.make_model(config, num_classes)
     layer = phase.teacher_layer
@@ -198,21 +190,27 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
         return features_fn(images), variables
 
     side = config.image_size
-    features, variables = jax.eval_shape(
-        features_and_variables,
-        jax.random.key(0),
-        jax.ShapeDtypeStruct((num_images, side, side, 3), jnp.float32),
-    )
+
+    def shapes_for(num_images):
+        images = jax.ShapeDtypeStruct((num_images, side, side, 3), jnp.float32)
+        return jax.eval_shape(features_and_variables, jax.random.key(0), images)
+
+    piece = num_images
+    if not layer and hasattr(model, "pooled_linear") and not options.relu:
+        with _as_on(devices):
+            piece = bottleneck.piece_size(shapes_for(num_images)[0].shape)
+    pieces = num_images // piece
+    features, variables = shapes_for(piece)
     given = (
-        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_images)),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), piece)),
         variables,
         features,
-        jax.ShapeDtypeStruct((num_images,), jnp.int32),
+        jax.ShapeDtypeStruct((piece,), jnp.int32),
         jax.eval_shape(lambda: feature_stats.init(features.shape[1:])),
     )
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1), (AXIS,))
 
-    def cost_of(num_steps):
+    def flops_of(num_steps):
         def attribute(keys, variables, features, labels, stats):
             _, head_fn = states.tap(model, variables, layer, (side, side, 3))
             return bottleneck.attribute(
@@ -229,14 +227,13 @@ def repeated_cost(config, phase, devices, num_images: int, num_classes: int) -> 
         )
         with _as_on(devices):
             lowered = jax.jit(everywhere).lower(*_placed(mesh, jax.P(), given))
-        return lowered.compile().cost_analysis()
+        return lowered.compile().cost_analysis().get("flops", 0.0)
 
-    whole, single = cost_of(options.num_steps), cost_of(1)
-    trips = max(options.num_steps - 2, 0)  # one is counted, the last step has no update
-    return {
-        own: trips * max(whole.get(name, 0.0) - single.get(name, 0.0), 0.0)
-        for name, own in names.items()
-    }
+    single = flops_of(1)
+    step = max(flops_of(options.num_steps) - single, 0.0)
+    # The last step has no update; of all this, one piece with one trip was counted.
+    done = pieces * (single + (options.num_steps - 1) * step)
+    return done - (single + step)
 
 
 def bounds(row: dict, kind: str) -> dict:
@@ -275,33 +272,6 @@ def _placed(mesh, spec, tree):
     )
 
 
-def count_collectives(hlo: str) -> dict:
-    """dict kind -> (number, bytes of their results on one chip) in a program's text."""
-    found = {}
-    for line in hlo.splitlines():
-        match = re.match(r"\s*(?:ROOT )?%?\S+ = (.*?) ([a-z-]+)\(", line)
-        if not match:
-            continue
-        shapes, kind = match.groups()
-        kind = kind.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            continue
-        number, volume = found.get(kind, (0, 0))
-        found[kind] = number + 1, volume + _bytes_of(shapes)
-    return found
-
-
-def _bytes_of(shapes: str) -> int:
-    total = 0
-    for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shapes):
-        if dtype in _BYTES:
-            size = _BYTES[dtype]
-            for side in filter(None, sides.split(",")):
-                size *= int(side)
-            total += size
-    return total
-
-
 def choose_phase(config, name=None) -> str:
     """The name of the phase to compile."""
     if name is not None and name not in config.phases:
@@ -324,7 +294,7 @@ def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
         ("memory", "memory", "GiB", 2**30),
         ("memory_temporary", "of which temporary", "GiB", 2**30),
         ("flops", "operations", "GFLOP", 1e9),
-        ("bytes_accessed", "bytes accessed", "GiB", 2**30),
+        ("bytes_accessed", "main memory traffic", "GiB", 2**30),
         ("collectives", "collectives", "", 1),
         ("collective_bytes", "their volume", "MiB", 2**20),
     ):
@@ -362,10 +332,9 @@ def run(config, topology, phase_name=None, num_classes=1000) -> tuple[dict, str]
     for title, phase in (("plain", default.plain_phase()), (name, config[name])):
         key = title if title not in rows else f"{title} (again)"
         rows[key] = measure(compile_step(config, phase, devices, num_classes))
-        more = repeated_cost(
+        rows[key]["flops"] += repeated_flops(
             config, phase, devices, config.batch_size // len(devices), num_classes
         )
-        rows[key] |= {name: rows[key][name] + cost for name, cost in more.items()}
     gib = CHIP_GIB.get(topology.split(":")[0])
     most = max(row["memory"] for row in rows.values())
     if gib and most > gib * 2**30:
