@@ -68,9 +68,8 @@ def make_steps(model, tx, num_steps=NUM_STEPS, inner_layer=None):
     for n in num_steps:
         add(f"guided_{n}", n)
     sometimes = dict(when=lambda step: step % EVERY == 0)
-    add(f"guided_{num_steps[-1]}_every_{EVERY}", num_steps[-1], **sometimes)
+    add(f"guided_{n}_every_{EVERY}", n, **sometimes)
     if inner_layer:
-        n = num_steps[0]
         add(f"inner_{n}_every_{EVERY}", n, teacher_layer=inner_layer, **sometimes)
     made["saliency_guided"] = functools.partial(
         baselines.saliency_guided_step,
