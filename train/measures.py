@@ -87,7 +87,8 @@ def _measures():
             "temperature",
             "temperature",
             "",
-            "That temperature: above 1 the network is too sure of itself.",
+            "That temperature: above 1 the network is too sure of itself, below 1 not "
+            "sure enough.",
         ),
     ):
         yield name, Measure("Prediction", title, better, False, text)
