@@ -295,7 +295,15 @@ class TestPrepare:
 
 
 class TestSweeps:
-    @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+    @pytest.mark.parametrize(
+        "path",
+        [
+            # A deep network is traced for long, and on the path of the others.
+            pytest.param(p, marks=pytest.mark.slow if "efficient" in p.stem else ())
+            for p in SWEEPS
+        ],
+        ids=lambda path: path.stem,
+    )
     def test_every_phase_can_take_a_step(self, path):
         """Traced only: the states fit the steps, the fields are known, names agree."""
         module = sweep.load_module(path)

@@ -57,7 +57,7 @@ class TestClaim:
         with pytest.raises(ConfigError) as info, workdirs.claim(tmp_path, config):
             pass
         message = str(info.value)
-        assert "guided.mu (10.0 -> 5.0)" in message and "seed (0 -> 1)" in message
+        assert "guided.mu (20.0 -> 5.0)" in message and "seed (0 -> 1)" in message
         assert "new_field (absent -> 3)" in message and "batch_size" not in message
         assert "\n" not in message
         assert (tmp_path / "config.json").read_bytes() == before

@@ -39,7 +39,9 @@ from train.workdir import config_changes, without_new_phases, write_text
 COLUMNS = (
     "accuracy",
     "nll",
+    "nll_scaled",
     "calibration_error",
+    "calibration_scaled",
     "box_share",
     "pointing",
     "iou",
