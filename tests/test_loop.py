@@ -368,6 +368,14 @@ class TestCheckConfig:
             ({"guided.teacher": "magic"}, "guided.teacher='magic'"),
             ({"guided.teacher": "plain"}, "guided.teacher='plain'"),
             ({"guided.teacher": "average"}, "needs a moving average; set ema_decay"),
+            (
+                {"guided.teacher_layer": "layer1"},
+                "guided.teacher_layer='layer1': no layer 'layer1'; nearest",
+            ),
+            (
+                {"guided.teacher_layer": "layer1_0/conv1"},
+                "guided.teacher_layer='layer1_0/conv1': layer 'layer1_0/conv1' does",
+            ),
             ({"guided.route": "scenic"}, "guided.route='scenic'"),
             ({"guided.every": 0}, "guided.every=0"),
             ({"guided.release": 1.0}, "guided.release=1.0"),

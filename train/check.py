@@ -1,14 +1,16 @@
 """What a configuration may say, and what is made of it.
 
-May import jax, ``ibsgl_jax`` and ``train``'s own modules except ``loop``.
+May import jax, optax, ``ibsgl_jax`` and ``train``'s own modules except ``loop``.
 """
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ibsgl_jax import guidance, models
 from ibsgl_jax.bottleneck import BottleneckConfig
 from train import baselines
+from train import state as states
 from train import step as steps
 from train.data import pipeline
 from train.workdir import ConfigError
@@ -112,11 +114,31 @@ def _check_phase(config, name, done):
             guidance_config(phase)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{name}: {error}") from error
+        _check_layer(config, phase, name)
     elif phase.method in baselines.STEPS:
         try:
             baselines.options(phase)
         except ValueError as error:
             raise ConfigError(f"{name}.{error}") from error
+
+
+def _check_layer(config, phase, name):
+    """That the teacher's layer is one of the model's; no array is made for it."""
+    options = states.options(config, phase)
+    if not options["layer"]:
+        return
+    model = make_model(config, num_classes=2)
+    try:
+        jax.eval_shape(
+            lambda: states.create_state(
+                jax.random.key(0), model, optax.identity(), **options
+            )
+        )
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{name}.teacher_layer={options['layer']!r}: {reason}"
+        ) from error
 
 
 def _field(config, path):
