@@ -17,5 +17,6 @@ def get_config():
     config = quickstart.get_config()
     variants.quiet(config)
     config.ema_decay = 0.98
-    variants.add(config, "average_teacher", teacher="average")
+    config.phases = ("plain", "control")
+    variants.add(config, "average_teacher", teacher="average", **variants.LAST)
     return config
