@@ -24,8 +24,8 @@ def guided_phase(**changes) -> ConfigDict:
     """A phase of saliency guided localization, with the readings that we recommend."""
     phase = plain_phase()
     phase.method = "guided"
-    # Weight of KL(A || A') in a guided step. What counts is mu / every: the quickstart
-    # with mu 20 at every second step and 40 at every fourth ends at the same figures.
+    # Weight of KL(A || A') in a guided step. What counts is mu / every: 5 in every step
+    # ends at the same figures as 20 in every fourth ("every_step" in RESULTS.md).
     phase.mu = 20.0
     phase.mu_warmup_epochs = 0.0  # linear, from 0
     phase.stats_decay = 0.95  # of the moving feature statistics, per step
