@@ -9,6 +9,7 @@ optax, chex and numpy only; does no I/O.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,7 +26,10 @@ from ibsgl_jax.saliency import HeadFn
 
 # The smallest share of noise: its log is finite, and so is its reciprocal times beta.
 MIN_REST = 1e-30
-# Images that a CPU takes at a time through a pooled linear head.
+# Elements of features that a CPU takes at a time: up to so many XLA leaves to one
+# thread; handing parts of a step to a second one costs more than it saves.
+CPU_PIECE = 2**14
+# Images that a CPU takes at a time at most, and where one image has more elements.
 PIECE = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
@@ -207,13 +211,19 @@ def piece_size(shape: tuple[int, ...]) -> int:
     """
     num, *sides = shape
     size, platform = num, jax.default_backend()
+    # Powers of two: they fill the rows of registers and divide usual batches.
     if platform == "cpu":
-        size = PIECE
+        fitting = CPU_PIECE // math.prod(sides)
+        size = min(_power_of_two(fitting), PIECE) if fitting else PIECE
     elif platform == "tpu":
-        # A power of two: it fills the rows of registers and divides usual batches.
-        size = 2 ** int(np.log2(max(1, TPU_PIECE // np.prod(sides))))
+        size = _power_of_two(max(1, TPU_PIECE // math.prod(sides)))
     # An exported function has a batch size without a number.
     return size if isinstance(num, int) and num % size == 0 else num
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one up to number."""
+    return 1 << (number.bit_length() - 1)
 
 
 def _in_pieces(solve, size):

@@ -454,6 +454,14 @@ class TestPooledShortcut:
         )(key, *rest)
         assert_close(pieces, whole)
 
+    def test_a_cpu_takes_pieces_that_one_thread_keeps(self):
+        assert jax.default_backend() == "cpu"
+        assert bottleneck.piece_size((64, 8, 8, 64)) == 4
+        assert bottleneck.piece_size((64, 2, 2, 512)) == 8
+        assert bottleneck.piece_size((64, 1, 1, 8)) == 8  # never more
+        assert bottleneck.piece_size((16, 7, 7, 2048)) == 8  # one image is too much
+        assert bottleneck.piece_size((6, 8, 8, 64)) == 6  # does not divide
+
     def test_a_tpu_takes_pieces_by_their_size(self, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
         # 16 images of ResNet-50's features are 6.4 MB; small ones go all at once.
