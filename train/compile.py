@@ -1,7 +1,8 @@
 """python -m train.compile --config=... --topology=v5e:16x16: a TPU pod without a TPU.
 
 Compiles the real step of a configuration ahead of time with libtpu and prints, beside
-the plain step's, memory and work per chip and what the chips tell each other. Needs
+the plain step's, memory and work per chip and what the chips tell each other; of a
+phase that guides only some of its steps, the figures of a guided one. Needs
 `pip install -e ".[train,tpu]"`, no TPU. May import absl, jax and ``train``'s own.
 """
 
@@ -50,7 +51,7 @@ def describe(topology: str):
 
 
 def compile_step(config, phase, devices, num_classes: int):
-    """The phase's step over all devices, compiled: one that is guided, if some are.
+    """The phase's step over all devices, compiled.
 
     Args:
       config, phase: the configuration and one of its phases.
@@ -75,9 +76,6 @@ def compile_step(config, phase, devices, num_classes: int):
             f"batch_size={config.batch_size} is not divisible by {len(devices)} chips"
             f" times accumulate_steps={config.accumulate_steps}"
         )
-    if phase.method == "guided":
-        phase = phase.copy_and_resolve_references()
-        phase.every, phase.release = 1, 0.0
     model = loop.make_model(config, num_classes, axis_name=AXIS)
     schedule = states.make_schedule(phase.learning_rate, 1000, 0)
     tx = states.make_optimizer(config.optimizer, schedule)
@@ -136,7 +134,8 @@ def measure(compiled) -> dict:
 
     flops is the compiler's own count, which takes the body of a loop once, not times
     its trip count (see ``repeated_flops``); ``memory`` is what lives at the worst
-    moment, bytes_accessed what moves (see ``hlo.main_memory_bytes``).
+    moment, bytes_accessed what moves (see ``hlo.main_memory_bytes``) in a step that is
+    guided, if some are, bytes_unguided in one that is not.
     """
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     text = compiled.as_text()
@@ -150,6 +149,7 @@ def measure(compiled) -> dict:
         - memory.alias_size_in_bytes,
         "flops": cost.get("flops", 0.0),
         "bytes_accessed": hlo.main_memory_bytes(text),
+        "bytes_unguided": hlo.main_memory_bytes(text, branch=min),
         "collectives": sum(count for count, _ in collectives.values()),
         "collective_bytes": sum(volume for _, volume in collectives.values()),
         "by_kind": {kind: list(pair) for kind, pair in collectives.items()},
@@ -295,6 +295,7 @@ def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
         ("memory_temporary", "of which temporary", "GiB", 2**30),
         ("flops", "operations", "GFLOP", 1e9),
         ("bytes_accessed", "main memory traffic", "GiB", 2**30),
+        ("bytes_unguided", "where a step is not guided", "GiB", 2**30),
         ("collectives", "collectives", "", 1),
         ("collective_bytes", "their volume", "MiB", 2**20),
     ):

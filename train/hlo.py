@@ -76,13 +76,17 @@ def count_collectives(text: str) -> dict:
     return found
 
 
-def main_memory_bytes(text: str) -> int:
+def main_memory_bytes(text: str, *, branch=max) -> int:
     """Bytes that a program reads from main memory and writes to it.
 
     Operands and results of everything that runs as a kernel count, once a trip of the
     loops around it, unless their layout says ``S(..)``: these arrays stay in memory
     beside a TPU's cores. Of an array that a kernel only slices, the slice counts; of
     one that it updates in place, the update.
+
+    Args:
+      text: of ``compiled.as_text()``.
+      branch: max or min, over the bytes of the branches of a condition.
     """
     functions = functions_of(text)
 
@@ -137,7 +141,7 @@ def main_memory_bytes(text: str) -> int:
                 total += function(line.named("to_apply"))
             elif line.kind == "conditional":
                 names = re.findall(r"%([^\s,}]+)", line.attributes)
-                total += max(function(name) for name in names if name in functions)
+                total += branch(function(name) for name in names if name in functions)
             elif line.kind in ("copy-start", "slice-start"):
                 # Two arrays, the copy's and the original, and a token.
                 first, second = _arrays(line.shape)[:2]
