@@ -126,8 +126,8 @@ def draw(rows, path):
         x = [row["elements" if axis == "filters" else axis] for row in own]
         for name, style in (("guided", "o-"), ("plain", "s--")):
             panel.plot(x, [1e3 * row[name] for row in own], style, ms=4, label=name)
-        if axis != "steps":
-            panel.set_xscale("log", base=2)
+        panel.set_xticks(x)
+        panel.set_xlim(left=0)
         panel.set_xlabel(TITLES[axis])
         panel.set_ylim(bottom=0)
         panel.spines[["top", "right"]].set_visible(False)
