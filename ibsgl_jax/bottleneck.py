@@ -34,8 +34,8 @@ PIECE = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
-# Cells up to which a platform blurs in one matrix product.
-MAX_FLAT_CELLS = {"tpu": 256, "cpu": 49}
+# Cells up to which a TPU blurs in one matrix product.
+MAX_FLAT_CELLS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,9 +289,8 @@ def make_blur(
 
     The kernel is cut at ``2 round(2 sigma) + 1`` cells and normalised, the border
     reflected without repeating the edge, as in IBA's code; here as two small matrix
-    products, which compile to less than a convolution of every channel, or as one over
-    all cells: on a CPU with few cells, which then passes over the arrays once, and on a
-    TPU, where axes that are flattened would change every array's layout.
+    products, which compile to less than a convolution of every channel. A TPU takes
+    one, over all cells: axes that are flattened would change every array's layout.
 
     Args:
       size: (H, W).
@@ -301,7 +300,7 @@ def make_blur(
         return lambda maps: maps
     rows, columns = (_blur_matrix(length, sigma) for length in size)
     num_cells = size[0] * size[1]
-    if num_cells <= MAX_FLAT_CELLS.get(jax.default_backend(), 0):
+    if jax.default_backend() == "tpu" and num_cells <= MAX_FLAT_CELLS:
         matrix = np.kron(rows, columns)
 
         def blur_at_once(maps):
