@@ -186,13 +186,25 @@ class TestRestore:
 
     @pytest.mark.parametrize("damage", ["flipped", "accuracy gone", "emptied"])
     def test_refuses_when_none_is_left_each_time(self, damage, folder, state):
+        shutil.copytree(folder / "3", folder / checkpoint.TRASH / "1")
         for step in (2, 3, 4):
             DAMAGES[damage](folder / str(step))
         for _ in range(2):  # the same command again must not start over either
             with pytest.raises(checkpoint.CheckpointError) as info:
                 restore(folder, state)
             assert str(folder) in str(info.value) and "\n" not in str(info.value)
-        assert sorted(path.name for path in folder.iterdir()) == ["2", "3", "4"]
+        names = [path.name for path in folder.iterdir()]
+        assert sorted(names) == ["2", "3", "4", checkpoint.TRASH]
+        assert (folder / checkpoint.TRASH / "1").exists()
+
+    def test_what_a_kill_left_to_delete_is_in_nobodys_way(self, folder, state):
+        shutil.copytree(folder / "4", folder / checkpoint.TRASH / "3")
+        with checkpoint.open_manager(folder) as manager:
+            assert int(checkpoint.restore(manager, state)[0].step) == 4
+            for step in (5, 6):  # 3 and 4 are deleted
+                save(manager, state, step, 0.1)
+            assert sorted(manager.all_steps()) == [2, 5, 6]
+        assert not (folder / checkpoint.TRASH).exists()
 
     def test_another_shape_is_refused(self, folder, state):
         other = state.replace(params={"w": np.zeros(3, np.float32)})

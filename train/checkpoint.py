@@ -56,7 +56,6 @@ def open_manager(folder):
     folder = Path(folder).absolute()
     # Before orbax looks: it reads every checkpoint's accuracy and stops at a bad one.
     if jax.process_index() == 0:
-        shutil.rmtree(folder / TRASH, ignore_errors=True)
         _check_accuracies(folder)
     _wait("checkpoints")
     manager = ocp.CheckpointManager(folder, options=options)
@@ -137,6 +136,7 @@ def save(manager, state, *, accuracy: float, meta: dict):
     with _save_errors(manager):
         manager.wait_until_finished()  # the save before this one
         _seal(manager)
+        # Here, not at the start: a run that is refused leaves everything as it is.
         if jax.process_index() == 0:
             shutil.rmtree(Path(manager.directory) / TRASH, ignore_errors=True)
         manager.save(
