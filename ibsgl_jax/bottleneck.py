@@ -30,7 +30,7 @@ MIN_REST = 1e-30
 # thread; handing parts of a step to a second one costs more than it saves.
 CPU_PIECE = 2**14
 # Images that a CPU takes at a time at most, and where one image has more elements.
-PIECE = 8
+CPU_IMAGES = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
@@ -214,7 +214,7 @@ def piece_size(shape: tuple[int, ...]) -> int:
     # Powers of two: they fill the rows of registers and divide usual batches.
     if platform == "cpu":
         fitting = CPU_PIECE // math.prod(sides)
-        size = min(_power_of_two(fitting), PIECE) if fitting else PIECE
+        size = min(_power_of_two(fitting), CPU_IMAGES) if fitting else CPU_IMAGES
     elif platform == "tpu":
         size = _power_of_two(max(1, TPU_PIECE // math.prod(sides)))
     # An exported function has a batch size without a number.

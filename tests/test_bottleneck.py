@@ -447,7 +447,7 @@ class TestPooledShortcut:
         key = jax.random.key(3)
         key = jax.random.split(key, num_keys) if num_keys else key
         whole = run_small(key, *case)
-        monkeypatch.setattr(bottleneck, "PIECE", 2)
+        monkeypatch.setattr(bottleneck, "CPU_IMAGES", 2)
         head, *rest = case
         pieces = jax.jit(
             lambda key, *rest: bottleneck.attribute(key, head, *rest, config=SHORT)

@@ -73,7 +73,7 @@ def guided_step(
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
         second order in the head.
       when: function of the step -> bool, whether this step is guided; the others cost
-        a plain step. None: always.
+        a plain step and the divergence. None: always.
       only_right: guide the examples whose prediction is right; False: all of them. A
         network that knows nothing yet has no map worth following, and following it
         keeps a training from scratch at chance.
