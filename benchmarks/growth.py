@@ -16,6 +16,18 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import default
+from ibsgl_jax import models
+from train.devices import AXIS, over_devices
+from train.method.build import guidance_config, make_optimizer
+from train.method.guided import guided_step
+from train.method.state import create_state
+from train.method.step import plain_step
+
 BASE = {"batch": 64, "filters": 16, "steps": 20, "devices": 1}
 AXES = {
     "batch": (16, 64, 256),
@@ -29,21 +41,10 @@ TITLES = {
     "steps": "bottleneck steps",
     "devices": "devices, the batch shared",
 }
-AXIS = "devices"
 
 
 def measure(case, num_rounds):
     """The medians of both steps in one setting, in this process."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from configs import default
-    from ibsgl_jax import models
-    from train import check
-    from train import state as states
-    from train import step as steps
-
     num = case["devices"]
     axis_name = AXIS if num > 1 else None
     model = models.create(
@@ -52,7 +53,7 @@ def measure(case, num_rounds):
         num_filters=case["filters"],
         axis_name=axis_name,
     )
-    tx = states.make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
+    tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
     bound = {
         "model": model,
         "tx": tx,
@@ -63,10 +64,10 @@ def measure(case, num_rounds):
     phase = default.guided_phase()
     phase.bottleneck.num_steps = case["steps"]
     both = {
-        "plain": functools.partial(steps.plain_step, **bound),
+        "plain": functools.partial(plain_step, **bound),
         "guided": functools.partial(
-            steps.guided_step,
-            config=check.guidance_config(phase),
+            guided_step,
+            config=guidance_config(phase),
             mu=lambda step: 3.0,
             decay=0.95,
             **bound,
@@ -78,11 +79,11 @@ def measure(case, num_rounds):
         "label": draw.integers(0, 10, size).astype(np.int32),
         "place": np.arange(size, dtype=np.int32),
     }
-    state = states.create_state(jax.random.key(0), model, tx, 48)
+    state = create_state(jax.random.key(0), model, tx, 48)
     if num > 1:
         batch = {k: v.reshape(num, -1, *v.shape[1:]) for k, v in batch.items()}
         both = {
-            name: jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+            name: over_devices(step, in_axes=(None, 0), out_axes=None)
             for name, step in both.items()
         }
     else:

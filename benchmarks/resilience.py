@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FILES = "files.json"  # train.checkpoint.FILES; importing it would start jax here
+FILES = "files.json"  # train.run.checkpoint.FILES; importing it would start jax here
 # Small enough for a start to cost more than the steps, saved often enough for kills to
 # fall into saves: every epoch of 8 steps, the newest two and the best are kept.
 CONFIG = '''"""The run that benchmarks/resilience.py kills."""

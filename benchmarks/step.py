@@ -25,9 +25,11 @@ from benchmarks.floor import make_floor
 from configs import default
 from configs.baselines import icasc, saliency_guided
 from ibsgl_jax import models
-from train import baselines, loop
-from train import state as states
-from train import step as steps
+from train.method import rivals
+from train.method.build import guidance_config, make_optimizer
+from train.method.guided import guided_step
+from train.method.state import create_state
+from train.method.step import plain_step
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, a layer of
 # twice the last one's resolution)
@@ -51,14 +53,14 @@ def make_steps(model, tx, num_steps=NUM_STEPS, inner_layer=None):
         base_key=jax.random.key(0),
         image_stats={"mean": (0.5,) * 3, "std": (0.25,) * 3},
     )
-    made = {"plain": functools.partial(steps.plain_step, **bound)}
+    made = {"plain": functools.partial(plain_step, **bound)}
 
     def add(name, n, **options):
         phase = default.guided_phase()
         phase.bottleneck.num_steps = n
         made[name] = functools.partial(
-            steps.guided_step,
-            config=loop.guidance_config(phase),
+            guided_step,
+            config=guidance_config(phase),
             mu=lambda step: 3.0,
             decay=0.95,
             **options,
@@ -72,12 +74,12 @@ def make_steps(model, tx, num_steps=NUM_STEPS, inner_layer=None):
     if inner_layer:
         add(f"inner_{n}_every_{EVERY}", n, teacher_layer=inner_layer, **sometimes)
     made["saliency_guided"] = functools.partial(
-        baselines.saliency_guided_step,
+        rivals.saliency_guided_step,
         **_options(saliency_guided.phase(), "mask_fraction", "weight"),
         **bound,
     )
     made["icasc"] = functools.partial(
-        baselines.icasc_step,
+        rivals.icasc_step,
         **_options(icasc.phase(), "weight", "omega", "threshold"),
         **bound,
     )
@@ -107,7 +109,7 @@ def measure(network, *, dtype, num_rounds, variants=None):
     batch_size = small if jax.default_backend() == "cpu" else large
     model = models.create(name, num_classes=num_classes, dtype=jnp.dtype(dtype))
     optimizer = default.get_config().optimizer
-    tx = states.make_optimizer(optimizer, lambda step: 1e-3)
+    tx = make_optimizer(optimizer, lambda step: 1e-3)
     draw = np.random.default_rng(0)
     batch = {
         "image": jnp.asarray(
@@ -115,7 +117,7 @@ def measure(network, *, dtype, num_rounds, variants=None):
         ),
         "label": jnp.asarray(draw.integers(0, num_classes, batch_size), jnp.int32),
     }
-    plain_state = states.create_state(jax.random.key(0), model, tx, side)
+    plain_state = create_state(jax.random.key(0), model, tx, side)
     compiled, run, rows = {}, {}, []
     made = make_steps(model, tx, inner_layer=inner_layer)
     for variant, step in made.items():
@@ -123,9 +125,7 @@ def measure(network, *, dtype, num_rounds, variants=None):
             continue
         state = plain_state
         if variant.startswith("inner"):
-            state = states.create_state(
-                jax.random.key(0), model, tx, side, layer=inner_layer
-            )
+            state = create_state(jax.random.key(0), model, tx, side, layer=inner_layer)
         begin = time.perf_counter()
         compiled[variant] = jax.jit(step).lower(state, batch).compile()
         seconds = time.perf_counter() - begin

@@ -44,7 +44,8 @@ def compile_cache(tmp_path_factory):
 def evaluated(tmp_path_factory, photo_digits_dir):
     """A run with two untrained phases and its evaluation, made once."""
     from tests import tiny_run
-    from train import evaluate, saved_run
+    from train import evaluate
+    from train.run import saved_run
 
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     tiny_run.save_untrained(
@@ -58,7 +59,7 @@ def evaluated(tmp_path_factory, photo_digits_dir):
         num_method_images=5,
         num_sanity=4,
     )
-    source = evaluate.open_split(run, options)
+    source = saved_run.open_split(run, limit=options.limit)
     results, per_example = evaluate.evaluate_run(
         run, source, options=options, progress=False
     )

@@ -15,9 +15,11 @@ from configs.baselines import icasc as icasc_config
 from configs.baselines import saliency_guided as saliency_guided_config
 from ibsgl_jax import models
 from tests import golden_net
-from train import baselines, loop, workdir
-from train import state as states
-from train import step as steps
+from train.errors import ConfigError
+from train.method import rivals
+from train.method.check import check_config
+from train.method.state import create_state
+from train.method.step import plain_step
 
 AXIS = "devices"
 OPTIONS = {
@@ -36,9 +38,9 @@ def make_batch(num=8, size=16):
 
 
 def make_step(kind, model, axis_name=None, **changes):
-    step = steps.plain_step
+    step = plain_step
     if kind != "plain":
-        step = functools.partial(baselines.STEPS[kind], **(OPTIONS[kind] | changes))
+        step = functools.partial(rivals.STEPS[kind], **(OPTIONS[kind] | changes))
     return functools.partial(
         step,
         model=model,
@@ -71,7 +73,7 @@ class TinyNet(nn.Module):
 
 def make_model_and_state(axis_name=None):
     model = TinyNet(axis_name)
-    return model, states.create_state(jax.random.key(0), model, optax.sgd(0.1), 16)
+    return model, create_state(jax.random.key(0), model, optax.sgd(0.1), 16)
 
 
 class TestMaskLeastImportant:
@@ -81,7 +83,7 @@ class TestMaskLeastImportant:
         images = generator.normal(size=(3, 6, 5, 2)).astype(np.float32)
         importance = generator.random((3, 6, 5)).astype(np.float32)
         keys = jax.random.split(jax.random.key(0), 3)
-        masked = baselines.mask_least_important(keys, images, importance, fraction=0.4)
+        masked = rivals.mask_least_important(keys, images, importance, fraction=0.4)
         return images, importance, np.asarray(masked)
 
     def test_exactly_the_least_important_pixels_change(self, case):
@@ -99,7 +101,7 @@ class TestMaskLeastImportant:
     def test_fill_covers_the_range_uniformly(self):
         images = np.zeros((1, 100, 100, 1), np.float32)
         images[0, 0, 0] = 2.0
-        masked = baselines.mask_least_important(
+        masked = rivals.mask_least_important(
             jax.random.split(jax.random.key(3), 1),
             images,
             images[..., 0],
@@ -116,19 +118,19 @@ class TestPredictionKl:
         p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.5, 0.25]])
         # .5 log 2 + .25 log .5
         expected = 0.25 * np.log(2)
-        actual = baselines.prediction_kl(jnp.log(p), jnp.log(q) + 3.0)
+        actual = rivals.prediction_kl(jnp.log(p), jnp.log(q) + 3.0)
         np.testing.assert_allclose(actual, [expected], rtol=1e-6)
 
     def test_zero_for_equal_predictions(self):
         logits = jnp.array([[3.0, -100.0, 1.0]])
-        np.testing.assert_array_equal(baselines.prediction_kl(logits, logits), [0.0])
+        np.testing.assert_array_equal(rivals.prediction_kl(logits, logits), [0.0])
 
 
 class TestAttention:
     def test_matches_the_reference_map(self):
         net = golden_net.load("net1_model")
         golden = golden_net.load("net1_icasc")
-        maps = baselines.attention(
+        maps = rivals.attention(
             functools.partial(golden_net.head, net, tap="B"),
             jnp.asarray(net["act_B"]),
             jnp.asarray(net["classes"][:2, 0]),
@@ -146,7 +148,7 @@ class TestAttention:
         labels, others = jnp.array([0, 1]), jnp.array([2, 0])
 
         def separation(kernel, features):
-            return baselines.attention_separation(
+            return rivals.attention_separation(
                 models.PooledLinear(kernel, jnp.zeros(3)),
                 features,
                 labels,
@@ -166,7 +168,7 @@ class TestAttention:
             * jnp.array([[1.0, 0.0], [0.0, 0.0]])[None, :, :, None]
         )
         head_fn = models.PooledLinear(jnp.ones((1, 2)), jnp.zeros(2))
-        value = baselines.attention_separation(
+        value = rivals.attention_separation(
             head_fn,
             features,
             jnp.array([0]),
@@ -179,7 +181,7 @@ class TestAttention:
 
 
 class TestSteps:
-    @pytest.mark.parametrize("kind", list(baselines.STEPS))
+    @pytest.mark.parametrize("kind", list(rivals.STEPS))
     def test_without_weight_it_is_the_plain_step(self, kind):
         model, state = make_model_and_state()
         batch = make_batch()
@@ -234,7 +236,7 @@ class TestConfigs:
     )
     def test_can_be_trained(self, module):
         config = module.get_config()
-        loop.check_config(config)
+        check_config(config)
         assert config.phases[:2] == ("plain", "control")
         # Rivals take as many steps from the same weights as the control.
         for name in config.phases[2:]:
@@ -245,5 +247,5 @@ class TestConfigs:
     def test_impossible_values_are_named(self, field, value):
         config = saliency_guided_config.get_config()
         config.saliency_guided[field] = value
-        with pytest.raises(workdir.ConfigError, match=f"saliency_guided.{field}"):
-            loop.check_config(config)
+        with pytest.raises(ConfigError, match=f"saliency_guided.{field}"):
+            check_config(config)

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from ibsgl_jax import models
-from train import checkpoint
-from train import state as states
+from train.errors import CheckpointError
+from train.method.state import create_state
+from train.run import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def state():
     model = models.create(
         "small_resnet", num_classes=3, stage_sizes=(1,), stage_strides=(2,)
     )
-    state = states.create_state(jax.random.key(0), model, optax.adam(1e-3), 24)
+    state = create_state(jax.random.key(0), model, optax.adam(1e-3), 24)
     return jax.device_get(state)
 
 
@@ -164,7 +165,7 @@ class TestRestore:
                 continue
             data = path.read_bytes()
             path.unlink()
-            with pytest.raises(checkpoint.CheckpointError, match="is missing"):
+            with pytest.raises(CheckpointError, match="is missing"):
                 checkpoint._check_files(folder / "4")
             path.write_bytes(data)
         checkpoint._check_files(folder / "4")
@@ -190,7 +191,7 @@ class TestRestore:
         for step in (2, 3, 4):
             DAMAGES[damage](folder / str(step))
         for _ in range(2):  # the same command again must not start over either
-            with pytest.raises(checkpoint.CheckpointError) as info:
+            with pytest.raises(CheckpointError) as info:
                 restore(folder, state)
             assert str(folder) in str(info.value) and "\n" not in str(info.value)
         names = [path.name for path in folder.iterdir()]
@@ -208,7 +209,7 @@ class TestRestore:
 
     def test_another_shape_is_refused(self, folder, state):
         other = state.replace(params={"w": np.zeros(3, np.float32)})
-        with pytest.raises(checkpoint.CheckpointError):
+        with pytest.raises(CheckpointError):
             restore(folder, other)
         assert (folder / "4").is_dir()
 

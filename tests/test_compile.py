@@ -13,9 +13,12 @@ from configs import default
 from ibsgl_jax import bottleneck, models
 from ibsgl_jax.feature_stats import Moments
 from tests import tiny_run
-from train import compile as ahead
-from train import loop
-from train import state as states
+from train import compile as compile_command
+from train.devices import AXIS
+from train.errors import CompileError
+from train.method.build import make_model, make_optimizer, make_schedule, make_step
+from train.method.state import create_state
+from train.tpu import ahead
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -38,12 +41,12 @@ def make_batch(config):
 
 
 def make_state(config, model):
-    tx = states.make_optimizer(config.optimizer, states.make_schedule(1e-3, 1000, 0))
-    return tx, states.create_state(jax.random.key(0), model, tx, config.image_size)
+    tx = make_optimizer(config.optimizer, make_schedule(1e-3, 1000, 0))
+    return tx, create_state(jax.random.key(0), model, tx, config.image_size)
 
 
 def features_shape(config):
-    return make_state(config, loop.make_model(config, 10))[1].feature_stats.mean.shape
+    return make_state(config, make_model(config, 10))[1].feature_stats.mean.shape
 
 
 class TestCompileStep:
@@ -52,16 +55,16 @@ class TestCompileStep:
         config, phase = small_config(), default.plain_phase(learning_rate=1e-3)
         config.optimizer.name = "sgd"
         compiled = ahead.compile_step(config, phase, jax.devices()[:4], 10)
-        model = loop.make_model(config, 10, axis_name=ahead.AXIS)
+        model = make_model(config, 10, axis_name=AXIS)
         tx, state = make_state(config, model)
         state, batch = jax.device_get(state), make_batch(config)
         one, sums = compiled(
             *jax.device_put((state, batch), compiled.input_shardings[0])
         )
-        step = loop.make_step(config, phase, 1000, generation=0, model=model, tx=tx)
+        step = make_step(config, phase, 1000, generation=0, model=model, tx=tx)
         step = jax.pmap(
             step,
-            axis_name=loop.AXIS,
+            axis_name=AXIS,
             in_axes=(None, 0),
             out_axes=None,
             devices=jax.devices()[:4],
@@ -94,7 +97,7 @@ class TestCompileStep:
         assert guided["bytes_accessed"] > guided["bytes_unguided"]
         assert guided["bytes_unguided"] > plain["bytes_unguided"]
         assert plain["bytes_unguided"] == plain["bytes_accessed"]
-        text = ahead.report(config, "v5e:2x2", "guided", rows, 4)
+        text = compile_command.report(config, "v5e:2x2", "guided", rows, 4)
         assert "| plain | guided | ratio |" in text and "of 16 GiB a chip" in text
 
     def test_frozen_teacher_costs_a_pass_through_its_own_network(self):
@@ -108,7 +111,7 @@ class TestCompileStep:
         assert text.count(" convolution(") > own.count(" convolution(") > 0
 
     def test_refuses_a_batch_that_does_not_divide(self):
-        with pytest.raises(ahead.CompileError, match="not divisible by 3 chips"):
+        with pytest.raises(CompileError, match="not divisible by 3 chips"):
             ahead.compile_step(
                 small_config(), default.plain_phase(), jax.devices()[:3], 10
             )
@@ -151,14 +154,14 @@ class TestChoosePhase:
         config = small_config()
         assert ahead.choose_phase(config) == "guided"
         assert ahead.choose_phase(config, "control") == "control"
-        with pytest.raises(ahead.CompileError, match="no phase 'other'"):
+        with pytest.raises(CompileError, match="no phase 'other'"):
             ahead.choose_phase(config, "other")
 
 
 class TestDescribe:
     def test_says_that_libtpu_is_missing(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(ahead.CompileError, match="pip install"):
+        with pytest.raises(CompileError, match="pip install"):
             ahead.describe("v5e:2x2")
 
 
@@ -176,9 +179,9 @@ class TestLowering:
                 config.model_options.stage_widths = (4, 4, 4, 4, 4)
                 config.model_options.dense_features = 8
                 config.image_size = 32
-        model = loop.make_model(config, 10)
+        model = make_model(config, 10)
         tx, state = make_state(config, model)
-        step = loop.make_step(
+        step = make_step(
             config, config.guided, 10, generation=0, model=model, tx=tx, axis_name=None
         )
 
@@ -226,7 +229,7 @@ class TestTpu:
         config = small_config()
         with config.unlocked():
             config.dtype = "bfloat16"
-        rows, text = ahead.run(config, "v5e:2x2", num_classes=10)
+        rows, text = compile_command.run(config, "v5e:2x2", num_classes=10)
         assert list(rows) == ["plain", "guided"]
         assert rows["guided"]["by_kind"]["all-reduce"][0] > 0
         assert 1.0 < rows["guided"]["flops"] / rows["plain"]["flops"] < 2.0
@@ -239,9 +242,9 @@ class TestTpu:
             config.model_options.num_filters = 64
             config.image_size = 256
         config.batch_size = 4 * 1024
-        with pytest.raises(ahead.CompileError, match="images on a chip need"):
-            ahead.run(config, "v5e:2x2", num_classes=10)
+        with pytest.raises(CompileError, match="images on a chip need"):
+            compile_command.run(config, "v5e:2x2", num_classes=10)
 
     def test_unknown_slice(self):
-        with pytest.raises(ahead.CompileError, match="topology 'v5e:banana'"):
+        with pytest.raises(CompileError, match="topology 'v5e:banana'"):
             ahead.describe("v5e:banana")

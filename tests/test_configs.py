@@ -22,11 +22,15 @@ from PIL import Image
 
 from ibsgl_jax import models, pretrained
 from tests import tiny_run
-from train import loop, prepare, sweep
-from train import state as states
-from train.check import check_config
-from train.data import pipeline
+from train import prepare, sweep
+from train.data import dataset
 from train.data.photo_textures import photo_textures_dataset_builder as photo_textures
+from train.errors import ConfigError, DatasetError
+from train.method.build import make_model, make_optimizer, make_step
+from train.method.check import check_config
+from train.method.state import create_state, state_options
+from train.run import loop
+from train.run.start import initial_state
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -125,12 +129,17 @@ def data_dir(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("real")
     splits = {"imagenet2012": ("validation",)}
-    for dataset in ("imagenet2012", "cifar10", "caltech_birds2011", "oxford_iiit_pet"):
+    for dataset_name in (
+        "imagenet2012",
+        "cifar10",
+        "caltech_birds2011",
+        "oxford_iiit_pet",
+    ):
 
         class StandIn(
             tfds.core.GeneratorBasedBuilder, skip_registration=True
         ):  # under the real name, which only the registry would refuse
-            name = dataset
+            name = dataset_name
             VERSION = tfds.core.Version("1.0.0")
 
             def _info(self):
@@ -185,7 +194,7 @@ class TestConfigs:
     def test_trains_two_steps_through_the_real_path(self, name, data_dir, tmp_path):
         config = make_config(name, data_dir)
         check_config(config)
-        data = loop.load_data(config)
+        data = dataset.load_data(config)
         example = data.train[0]
         assert ("bbox" in example) == (name == "cub_resnet50")
         assert ("mask" in example) == (name in ("cub_resnet50", "pets_resnet50"))
@@ -219,7 +228,7 @@ class TestTextures:
 
     def test_efficientnet_has_the_pooled_shortcut_and_the_weights_pixels(self):
         config = importlib.import_module("configs.textures_efficientnet").get_config()
-        model = loop.make_model(config, 8)
+        model = make_model(config, 8)
         images = np.zeros((1, config.image_size, config.image_size, 3), np.float32)
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
         head_fn = models.make_head_fn(model, variables)
@@ -238,7 +247,7 @@ class TestPretrained:
         config = tiny_run.make_guided_config(photo_digits_dir)
         config.guided.init = "pretrained"
         config.pretrained = "weights.pth"
-        other = loop.make_model(config, 5)
+        other = make_model(config, 5)
         images = np.zeros((1, 48, 48, 3), np.float32)
         variables = other.init(jax.random.key(3), images)
         asked = []
@@ -248,9 +257,9 @@ class TestPretrained:
             return other, variables
 
         monkeypatch.setattr(pretrained, "load", load)
-        model = loop.make_model(config, 10)
-        tx = loop.states.make_optimizer(config.optimizer, lambda step: 0.1)
-        state = loop._initial_state(config, config.guided, {}, model, tx)
+        model = make_model(config, 10)
+        tx = make_optimizer(config.optimizer, lambda step: 0.1)
+        state = initial_state(config, config.guided, {}, model, tx)
         assert asked == [("small_resnet", "weights.pth")]
         for layer in variables["params"]:
             if layer != "fc":
@@ -259,9 +268,9 @@ class TestPretrained:
                 )
         assert state.params["fc"]["kernel"].shape[1] == 10
         config.model_options.num_filters = 4
-        model = loop.make_model(config, 10)
-        with pytest.raises(loop.ConfigError, match="does not fit small_resnet"):
-            loop._initial_state(config, config.guided, {}, model, tx)
+        model = make_model(config, 10)
+        with pytest.raises(ConfigError, match="does not fit small_resnet"):
+            initial_state(config, config.guided, {}, model, tx)
 
 
 class TestPrepare:
@@ -289,8 +298,8 @@ class TestPrepare:
         assert "needs TensorFlow" in line and "pip install tensorflow-cpu" in line
 
     def test_names_the_files_to_fetch_by_hand(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: object())
-        with pytest.raises(pipeline.DatasetError, match="ILSVRC2012_img_train.tar"):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        with pytest.raises(DatasetError, match="ILSVRC2012_img_train.tar"):
             prepare.prepare("imagenet2012", tmp_path)
 
 
@@ -311,8 +320,8 @@ class TestSweeps:
         check_config(config)
         named = {module.CONTROL, *module.CONTROLS, *module.CONTROLS.values()}
         assert named | set(module.FINAL or ()) <= set(config.phases)
-        model = loop.make_model(config, 10)
-        tx = states.make_optimizer(config.optimizer, lambda step: 1e-3)
+        model = make_model(config, 10)
+        tx = make_optimizer(config.optimizer, lambda step: 1e-3)
         side = config.image_size
         batch = {
             "image": jax.ShapeDtypeStruct((2, side, side, 3), np.uint8),
@@ -323,15 +332,13 @@ class TestSweeps:
         @functools.cache
         def state_of(options):
             return jax.eval_shape(
-                lambda: states.create_state(
-                    jax.random.key(0), model, tx, **dict(options)
-                )
+                lambda: create_state(jax.random.key(0), model, tx, **dict(options))
             )
 
         for name in config.phases:
             phase = config[name]
-            state = state_of(tuple(states.options(config, phase).items()))
-            step = loop.make_step(
+            state = state_of(tuple(state_options(config, phase).items()))
+            step = make_step(
                 config, phase, 100, generation=0, model=model, tx=tx, axis_name=None
             )
             frozen = phase.get("teacher") in config.phases

@@ -14,9 +14,13 @@ from flax import linen as nn
 
 from ibsgl_jax import attribution, metrics
 from tests import tiny_run
-from train import evaluate, intervals, measures, saved_run, splits
-from train.measures import MEASURES
-from train.workdir import ConfigError
+from train import devices, evaluate
+from train.errors import ConfigError
+from train.measure import splits, statistics
+from train.measure.batch import measure, measure_maps, method_maps
+from train.measure.catalogue import MEASURES, NUM_BINS
+from train.measure.methods import sanity_verdict
+from train.run import saved_run
 
 STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 # The same numbers from other batches and devices round differently.
@@ -52,7 +56,7 @@ class TestMeasureSplit:
         variables = run.states["guided"].variables
         single = jax.jit(
             functools.partial(
-                measures.measure,
+                measure,
                 model=run.model,
                 image_stats=STATS,
                 matched_area=run.config.matched_area,
@@ -86,8 +90,8 @@ class TestMeasureSplit:
         config = run.config.copy_and_resolve_references()
         maps, variables = [], run.states["plain"].variables
         for config.batch_size in (8, 16):
-            step = splits.compiled(
-                measures.method_maps, config, run.model, num_carried=2, method="random"
+            step = devices.compiled(
+                method_maps, config, run.model, num_carried=2, method="random"
             )
             maps.append(
                 splits.map_split(
@@ -117,7 +121,7 @@ class TestMissingPieces:
             run.states["plain"].variables,
             without(source, "bbox", "mask"),
         )
-        summary = intervals.summarize(values)
+        summary = statistics.summarize(values)
         groups = {MEASURES[key].group for key in summary}
         assert groups == {"Prediction", "Faithfulness", "Two maps"}
         np.testing.assert_allclose(values["drop"], per_example["plain/drop"], **CLOSE)
@@ -141,10 +145,10 @@ class TestMissingPieces:
             "image": np.full((2, 16, 16, 3), 100, np.uint8),
             "label": np.zeros(2, np.int32),
         }
-        measure = functools.partial(
-            measures.measure, model=model, image_stats=STATS, matched_area=0.2
+        bound = functools.partial(
+            measure, model=model, image_stats=STATS, matched_area=0.2
         )
-        values = jax.jit(measure)(variables, batch)
+        values = jax.jit(bound)(variables, batch)
         assert "overlap" not in values and "mass_p" not in values
         np.testing.assert_array_equal(values["probability"], [1.0, 1.0])
 
@@ -158,7 +162,7 @@ class TestMissingPieces:
         broken[1, 5, 5] = np.nan
         fn = jax.jit(
             functools.partial(
-                measures.measure_maps,
+                measure_maps,
                 run.states["plain"].variables,
                 model=run.model,
                 image_stats=STATS,
@@ -170,7 +174,7 @@ class TestMissingPieces:
         for key in values:
             assert np.isnan(values[key][1]).all(), key
             np.testing.assert_array_equal(values[key][[0, 2]], whole[key][[0, 2]])
-        summary = intervals.summarize(values)
+        summary = statistics.summarize(values)
         assert summary["drop"]["n"] == 2 and summary["drop"]["undefined"] == 1
         assert np.isfinite(summary["drop"]["mean"])
 
@@ -187,7 +191,7 @@ class TestMissingPieces:
 
 class TestSummaries:
     def test_mean_interval_and_count_by_hand(self):
-        summary = intervals.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
+        summary = statistics.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
         assert summary["drop"]["n"] == 3
         assert summary["drop"]["undefined"] == 1
         np.testing.assert_allclose(summary["drop"]["mean"], 2 / 3)
@@ -196,7 +200,7 @@ class TestSummaries:
     def test_best_iou_is_at_one_threshold_for_all(self):
         curve = np.zeros((2, 20))
         curve[0, 3], curve[1, 7], curve[:, 5] = 0.9, 0.9, 0.6
-        summary = intervals.summarize({"iou_curve": curve})
+        summary = statistics.summarize({"iou_curve": curve})
         np.testing.assert_allclose(summary["iou_best"]["mean"], 0.6)
         assert summary["iou_best"]["threshold"] == 5 / 20
 
@@ -204,9 +208,9 @@ class TestSummaries:
         logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * 2
         labels = np.arange(50) % 4
         expected = metrics.calibration_error(
-            metrics.calibration_bins(logits, labels, num_bins=measures.NUM_BINS)
+            metrics.calibration_bins(logits, labels, num_bins=NUM_BINS)
         )
-        actual = measures.calibration_error(
+        actual = statistics.calibration_error(
             np.asarray(jax.nn.softmax(logits).max(axis=1)),
             np.asarray(metrics.accuracy(logits, labels)),
         )
@@ -216,7 +220,7 @@ class TestSummaries:
         # Large spread between images, the same gain on each: a narrow interval.
         reference = {"box_share": np.linspace(0, 1, 20)}
         values = {"box_share": reference["box_share"] + 0.25}
-        row = intervals.differences(values, reference)["box_share"]
+        row = statistics.differences(values, reference)["box_share"]
         np.testing.assert_allclose([row["low"], row["high"]], 0.25, atol=1e-12)
 
     def test_summaries_are_those_of_the_examples(self, evaluated):
@@ -239,19 +243,17 @@ class TestSanityCheck:
             (constant, 2.0 * constant),  # no rank correlation, and yet unchanged
             (0.0 * maps, 0.0 * maps),
         ):
-            change = measures.map_change(before, after)
+            change = statistics.map_change(before, after)
             np.testing.assert_allclose(change, 1.0, rtol=1e-5)
-            assert not evaluate.sanity_verdict(change)["passed"]
+            assert not sanity_verdict(change)["passed"]
 
     def test_unrelated_maps_pass(self):
         maps = np.random.default_rng(0).random((8, 16, 16)).astype(np.float32)
-        assert evaluate.sanity_verdict(measures.map_change(maps[:4], maps[4:]))[
-            "passed"
-        ]
+        assert sanity_verdict(statistics.map_change(maps[:4], maps[4:]))["passed"]
 
     def test_nothing_finite_does_not_pass(self):
-        change = measures.map_change(np.full((2, 4, 4), np.nan), np.ones((2, 4, 4)))
-        assert not evaluate.sanity_verdict(change)["passed"]
+        change = statistics.map_change(np.full((2, 4, 4), np.nan), np.ones((2, 4, 4)))
+        assert not sanity_verdict(change)["passed"]
 
     def test_the_random_method_fails(self, evaluated):
         _, _, results, _ = evaluated
@@ -332,9 +334,9 @@ class TestBadInput:
     def test_unknown_split_and_empty_split(self, evaluated):
         run = evaluated[0]
         with pytest.raises(ValueError, match="no split 'nonsense'"):
-            evaluate.open_split(run, evaluate.Options(split="nonsense"))
+            saved_run.open_split(run, "nonsense")
         with pytest.raises(ConfigError, match="no image"):
-            evaluate.open_split(run, evaluate.Options(limit=0))
+            saved_run.open_split(run, limit=0)
 
     @pytest.mark.slow
     def test_the_command_says_one_line_and_2(self, tmp_path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from train import hlo
+from train.tpu import hlo
 
 LOOP = """
 HloModule jit_f, is_scheduled=true

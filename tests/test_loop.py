@@ -16,9 +16,13 @@ import pytest
 
 from ibsgl_jax import trained
 from tests import tiny_run
-from train import checkpoint, loop, watch
-from train import workdir as workdirs
-from train.workdir import ConfigError
+from train import devices
+from train.data import dataset
+from train.data.batches import iterate
+from train.errors import CheckpointError, ConfigError, DiskError
+from train.method.build import make_step
+from train.run import checkpoint, loop, watch
+from train.run.stop import Stopped
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -47,7 +51,7 @@ def counting_compilations(caplog):
 @contextlib.contextmanager
 def interrupted(monkeypatch, at_batch, action):
     """Calls action() before the training loop takes the step of the n-th batch."""
-    iterate, asked = loop.pipeline.iterate, at_batch + loop.AHEAD
+    asked = at_batch + devices.AHEAD
 
     def counted(dataset, *, start_step=0, **options):
         is_training = "num_threads" in options
@@ -57,7 +61,7 @@ def interrupted(monkeypatch, at_batch, action):
             yield batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.pipeline, "iterate", counted)
+        patch.setattr(loop, "iterate", counted)
         yield
 
 
@@ -158,7 +162,7 @@ class TestResume:
         config = tiny_run.make_guided_config(photo_digits_dir)
         action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
         handler = signal.getsignal(signal.SIGTERM)
-        with interrupted(monkeypatch, step, action), pytest.raises(loop.Stopped):
+        with interrupted(monkeypatch, step, action), pytest.raises(Stopped):
             loop.train_and_evaluate(config, tmp_path)
         assert signal.getsignal(signal.SIGTERM) == handler
         assert (tmp_path / "checkpoints" / "guided" / str(step)).is_dir()
@@ -188,7 +192,7 @@ class TestResume:
     ):
         config = tiny_run.make_guided_config(photo_digits_dir)
         action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        with interrupted(monkeypatch, 6, action), pytest.raises(loop.Stopped):
+        with interrupted(monkeypatch, 6, action), pytest.raises(Stopped):
             loop.train_and_evaluate(config, tmp_path)
         newest = tmp_path / "checkpoints" / "guided" / "6"
         for path in newest.rglob("*"):
@@ -204,13 +208,13 @@ class TestResume:
     ):
         config = tiny_run.make_guided_config(photo_digits_dir)
         action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        with interrupted(monkeypatch, 2, action), pytest.raises(loop.Stopped):
+        with interrupted(monkeypatch, 2, action), pytest.raises(Stopped):
             loop.train_and_evaluate(config, tmp_path)
         folder = tmp_path / "checkpoints" / "guided"
         for path in folder.rglob("*"):
             if path.is_file():
                 path.write_bytes(b"")
-        with pytest.raises(checkpoint.CheckpointError) as info:
+        with pytest.raises(CheckpointError) as info:
             loop.train_and_evaluate(config, tmp_path)
         assert "\n" not in str(info.value) and str(folder) in str(info.value)
 
@@ -218,7 +222,6 @@ class TestResume:
 class TestNonFinite:
     def run(self, config, workdir, monkeypatch, *, at_step):
         """The run with one parameter broken after the given step."""
-        make_step = loop.make_step
 
         def breaking(*arguments, **options):
             step_fn = make_step(*arguments, **options)
@@ -267,7 +270,7 @@ class TestOptions:
         config = tiny_run.make_guided_config(photo_digits_dir)
         config.ema_decay = 0.9
         action = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        with interrupted(monkeypatch, 5, action), pytest.raises(loop.Stopped):
+        with interrupted(monkeypatch, 5, action), pytest.raises(Stopped):
             loop.train_and_evaluate(config, tmp_path / "stopped")
         runs = {}
         for name in ("stopped", "straight"):
@@ -294,7 +297,7 @@ class TestDiskFull:
         self, whole, photo_digits_dir, tmp_path, monkeypatch
     ):
         config = tiny_run.make_guided_config(photo_digits_dir)
-        save = loop.checkpoint.save
+        save = checkpoint.save
 
         def save_less(manager, state, **options):
             if int(jax.device_get(state.step)) == 8:
@@ -305,13 +308,13 @@ class TestDiskFull:
 
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         with monkeypatch.context() as patch:
-            patch.setattr(loop.checkpoint, "save", save_less)
+            patch.setattr(checkpoint, "save", save_less)
             try:
                 with pytest.raises(ValueError) as info:
                     loop.train_and_evaluate(config, tmp_path)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        assert isinstance(info.value, (checkpoint.CheckpointError, workdirs.DiskError))
+        assert isinstance(info.value, (CheckpointError, DiskError))
         assert "\n" not in str(info.value) and "make room" in str(info.value)
         gc.collect()
         assert (tmp_path / "checkpoints" / "guided" / "4").is_dir()
@@ -396,7 +399,7 @@ class TestCheckConfig:
 def test_replicated_state_is_a_copy():
     """Phases that start from the same weights each donate a state of their own."""
     tree = {"w": np.arange(3.0)}
-    replicated = loop._replicate(tree)
+    replicated = devices.replicate(tree)
     assert replicated["w"] is not tree["w"]
     assert len(replicated["w"].sharding.device_set) == 8
 
@@ -419,13 +422,13 @@ class TestPhaseOptions:
 
     def test_own_data_set_is_what_it_learns_from(self, photo_digits_dir):
         config = tiny_run.make_config(photo_digits_dir)
-        data = loop.load_data(config)
+        data = dataset.load_data(config)
         config.guided.dataset = "photo_digits/shortcut"
-        own = loop._train_source(config, config.guided, data)
+        own = dataset.train_source(config, config.guided, data)
         config.dataset = "photo_digits/shortcut"
-        wanted = loop.load_data(config).train
+        wanted = dataset.load_data(config).train
         images = [np.stack([s[i]["image"] for i in range(8)]) for s in (own, wanted)]
         np.testing.assert_array_equal(*images)
         config.dataset = "photo_digits/independent"
-        assert loop._train_source(config, config.plain, data) is data.train
+        assert dataset.train_source(config, config.plain, data) is data.train
         assert not np.array_equal(images[0][0], data.train[0]["image"])

@@ -23,7 +23,7 @@ import jax
 jax.config.update("jax_disable_most_optimizations", True)
 import numpy as np
 from tests import tiny_run
-from train import loop
+from train.run import loop
 
 data_dir, workdir, process, port = sys.argv[1:5]
 if process != "none":
@@ -75,9 +75,9 @@ def finish(processes):
 @pytest.fixture(scope="module")
 def runs(photo_digits_dir, tmp_path_factory):
     """The folders of a run of one process and of one of two."""
-    from train import loop
+    from train.data import dataset
 
-    loop.load_data(tiny_run.make_guided_config(photo_digits_dir))  # prepared once
+    dataset.load_data(tiny_run.make_guided_config(photo_digits_dir))  # prepared once
     folder = tmp_path_factory.mktemp("multihost")
     finish([start(folder / "one", photo_digits_dir, "none", 0, 4)])
     port = free_port()

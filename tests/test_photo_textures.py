@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import photos, pipeline
+from train.data import photos, sources
 from train.data.photo_textures import photo_textures_dataset_builder as photo_textures
 
 SPLITS = ("train", "validation", "test")
@@ -149,9 +149,9 @@ class TestSplits:
 
     def test_pipeline_prepares_it(self, tmp_path):
         sizes = {"num_train": 4, "num_validation": 2, "num_test": 2}
-        builder = pipeline.prepare("photo_textures/independent", tmp_path, **sizes)
-        assert pipeline.num_classes(builder) == 8
-        source = pipeline.open_source(builder, "train")
+        builder = sources.prepare("photo_textures/independent", tmp_path, **sizes)
+        assert sources.num_classes(builder) == 8
+        source = sources.open_source(builder, "train")
         assert len(source) == 4
         config = photo_textures.make_config(**sizes)
         expected = photo_textures.generate_example(config, "train", 0)

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.data import pipeline
+from train.data import sources, transforms
+from train.data.batches import iterate, make_eval_batches, make_train_dataset
+from train.errors import DatasetError
 
 SIZES = dict(num_train=60, num_validation=20, num_test=25)
 
@@ -39,7 +41,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def builder(data_dir):
-    return pipeline.prepare("photo_digits", data_dir, **SIZES)
+    return sources.prepare("photo_digits", data_dir, **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def foreign(tmp_path_factory):
 class TestPrepare:
     def test_splits_and_features(self, builder):
         for split in ("train", "validation", "test"):
-            source = pipeline.open_source(builder, split)
+            source = sources.open_source(builder, split)
             assert len(source) == SIZES[f"num_{split}"]
         example = source[3]
         assert example["image"].shape == (48, 48, 3)
@@ -91,11 +93,11 @@ class TestPrepare:
         rows, columns = np.nonzero(example["mask"])
         box = [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
         np.testing.assert_allclose(example["bbox"] * 48, box, atol=1e-4)
-        assert pipeline.num_classes(builder) == 10
+        assert sources.num_classes(builder) == 10
 
     def test_prepares_once(self, builder, data_dir):
         before = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*") if p.is_file()}
-        again = pipeline.prepare("photo_digits/independent", data_dir, **SIZES)
+        again = sources.prepare("photo_digits/independent", data_dir, **SIZES)
         after = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*") if p.is_file()}
         assert before == after
         assert again.data_path == builder.data_path
@@ -108,9 +110,9 @@ class TestPrepare:
         folder.mkdir(parents=True)
         (folder / "features.json").write_text("{")
         (folder.parent / "incomplete.ABCDEF_1.0.0").mkdir()
-        ready = pipeline.prepare("photo_digits/shortcut", tmp_path, **options)
+        ready = sources.prepare("photo_digits/shortcut", tmp_path, **options)
         assert ready.data_path == type(ready.data_path)(folder)
-        assert len(pipeline.open_source(ready, "train")) == 3
+        assert len(sources.open_source(ready, "train")) == 3
 
     @pytest.mark.parametrize("process", [0, 1])
     def test_others_wait_for_process_0(self, builder, data_dir, monkeypatch, process):
@@ -123,36 +125,36 @@ class TestPrepare:
             multihost_utils, "sync_global_devices", lambda _: events.append("barrier")
         )
         make_builder = lambda: events.append("builder") or builder  # noqa: E731
-        pipeline._prepare_once(make_builder)
+        sources._prepare_once(make_builder)
         expected = ["builder", "barrier"]
         assert events == (expected if process == 0 else expected[::-1])
 
     def test_names_what_is_missing_and_the_command(self, tmp_path):
-        with pytest.raises(pipeline.DatasetError) as error:
-            pipeline.prepare("cifar10", tmp_path)
+        with pytest.raises(DatasetError) as error:
+            sources.prepare("cifar10", tmp_path)
         message = str(error.value)
         assert "\n" not in message
         assert str(tmp_path) in message
         assert "python -m train.prepare cifar10" in message
 
     def test_options_are_for_the_embedded_set(self, tmp_path):
-        with pytest.raises(pipeline.DatasetError, match="num_train"):
-            pipeline.prepare("cifar10", tmp_path, num_train=3)
+        with pytest.raises(DatasetError, match="num_train"):
+            sources.prepare("cifar10", tmp_path, num_train=3)
         with pytest.raises(ValueError, match="shortcut"):
-            pipeline.prepare("photo_digits/nothing", tmp_path)
+            sources.prepare("photo_digits/nothing", tmp_path)
 
 
 class TestForeignDataset:
     """Any tfds set prepared as array_record, read without its generating code."""
 
     def test_grey_becomes_three_channels(self, foreign):
-        source = pipeline.open_source(pipeline.prepare("toy_grey", foreign), "train")
-        assert isinstance(source, pipeline.DecodedSource)  # sizes differ: no cache
+        source = sources.open_source(sources.prepare("toy_grey", foreign), "train")
+        assert isinstance(source, sources.DecodedSource)  # sizes differ: no cache
         assert sorted(e["image"].shape[0] for e in source) == list(range(20, 26))
         for example in source:
             assert example["image"].shape[1:] == (30, 3)
             assert set(example) == {"image", "label"}
-        batches = pipeline.make_eval_batches(
+        batches = make_eval_batches(
             source, batch_size=4, transform="resize_center", image_size=16
         )
         assert [b["image"].shape for b in batches] == [(4, 16, 16, 3)] * 2
@@ -161,23 +163,23 @@ class TestForeignDataset:
         shutil.copytree(foreign / "toy_grey", tmp_path / "toy_grey")
         info = tmp_path / "toy_grey" / "1.0.0" / "dataset_info.json"
         info.write_text(info.read_text().replace("array_record", "tfrecord"))
-        with pytest.raises(pipeline.DatasetError, match="train.prepare toy_grey"):
-            pipeline.prepare("toy_grey", tmp_path)
+        with pytest.raises(DatasetError, match="train.prepare toy_grey"):
+            sources.prepare("toy_grey", tmp_path)
 
     def test_missing_label_or_split(self, foreign):
-        with pytest.raises(pipeline.DatasetError, match="no feature 'label'"):
-            builder = pipeline.prepare("toy_unlabelled", foreign)
-            pipeline.open_source(builder, "train")
-        with pytest.raises(pipeline.DatasetError, match="no split 'test'"):
-            pipeline.open_source(pipeline.prepare("toy_grey", foreign), "test")
+        with pytest.raises(DatasetError, match="no feature 'label'"):
+            builder = sources.prepare("toy_unlabelled", foreign)
+            sources.open_source(builder, "train")
+        with pytest.raises(DatasetError, match="no split 'test'"):
+            sources.open_source(sources.prepare("toy_grey", foreign), "test")
 
 
 class TestSources:
     def test_cache_equals_decoding(self, builder):
-        cached = pipeline.open_source(builder, "test")
-        decoded = pipeline.open_source(builder, "test", cache_bytes=0)
-        assert isinstance(cached, pipeline.CachedSource)
-        assert isinstance(decoded, pipeline.DecodedSource)
+        cached = sources.open_source(builder, "test")
+        decoded = sources.open_source(builder, "test", cache_bytes=0)
+        assert isinstance(cached, sources.CachedSource)
+        assert isinstance(decoded, sources.DecodedSource)
         assert len(cached) == len(decoded) == 25
         for a, b in zip(cached, decoded, strict=True):
             assert set(a) == {"image", "label", "bbox", "mask"}
@@ -198,15 +200,15 @@ class TestSources:
     def test_one_line_errors(self, changes, match):
         record = {"image": np.zeros((4, 4, 3), np.uint8), "label": 2} | changes
         record = {k: v if k == "label" else encode(v) for k, v in record.items()}
-        source = pipeline.DecodedSource([record], num_classes=3, name="toy")
-        with pytest.raises(pipeline.DatasetError, match=match) as error:
+        source = sources.DecodedSource([record], num_classes=3, name="toy")
+        with pytest.raises(DatasetError, match=match) as error:
             source[0]
         assert "example 0 of toy" in str(error.value)
         assert "\n" not in str(error.value)
 
     def test_record_without_label(self):
-        with pytest.raises(pipeline.DatasetError, match="no label"):
-            pipeline.DecodedSource([{"image": b""}])[0]
+        with pytest.raises(DatasetError, match="no label"):
+            sources.DecodedSource([{"image": b""}])[0]
 
 
 class TestTransforms:
@@ -229,7 +231,7 @@ class TestTransforms:
         "name", ["shift", "crop_flip", "imagenet", "resize_center", "none"]
     )
     def test_box_and_mask_follow_the_image(self, name):
-        table = pipeline.AUGMENTATIONS | pipeline.EVAL_TRANSFORMS
+        table = transforms.AUGMENTATIONS | transforms.EVAL_TRANSFORMS
         rng = np.random.default_rng(0)
         moved = 0
         for _ in range(40):
@@ -263,7 +265,7 @@ class TestTransforms:
             "mask": np.ones((5, 5), np.uint8),
             "bbox": np.array([0, 0, 1, 1], np.float32),
         }
-        out = pipeline._window(example, -2, 1, 5, 5)
+        out = transforms._window(example, -2, 1, 5, 5)
         expected = np.pad(image, 2, "edge")[0:5, 3:8]
         np.testing.assert_array_equal(out["image"][..., 0], expected)
         visible = np.zeros((5, 5))
@@ -276,7 +278,8 @@ class TestTransforms:
         ramp = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None], 32, 0)
         example = {"image": np.repeat(ramp, 3, -1)}
         flipped = [
-            pipeline.crop_flip(example, rng)["image"][0, 0, 0] > 15 for _ in range(200)
+            transforms.crop_flip(example, rng)["image"][0, 0, 0] > 15
+            for _ in range(200)
         ]
         assert 70 < sum(flipped) < 130
 
@@ -284,30 +287,26 @@ class TestTransforms:
         rng = np.random.default_rng(0)
         image = np.arange(100, dtype=np.uint8)[:, None, None].repeat(40, 1).repeat(3, 2)
         spans = [
-            np.ptp(pipeline.imagenet({"image": image}, rng, 24)["image"][..., 0])
+            np.ptp(transforms.imagenet({"image": image}, rng, 24)["image"][..., 0])
             for _ in range(100)
         ]
         assert 10 < np.mean(spans) < 60
 
     def test_choosing(self):
         with pytest.raises(ValueError, match="crop_flip"):
-            pipeline.make_train_dataset(numbered(9), batch_size=2, seed=0, augment="x")
+            make_train_dataset(numbered(9), batch_size=2, seed=0, augment="x")
         with pytest.raises(ValueError, match="image_size"):
-            pipeline.make_eval_batches(
-                numbered(9), batch_size=2, transform="resize_center"
-            )
-        with pytest.raises(pipeline.DatasetError, match="8 x 8"):
-            pipeline.make_train_dataset(
-                numbered(9), batch_size=2, seed=0, image_size=16
-            )[0]
+            make_eval_batches(numbered(9), batch_size=2, transform="resize_center")
+        with pytest.raises(DatasetError, match="8 x 8"):
+            make_train_dataset(numbered(9), batch_size=2, seed=0, image_size=16)[0]
 
 
 class TestMakeTrainDataset:
     options = dict(batch_size=6, seed=3, augment="shift")
 
     def test_batch_layout(self, builder):
-        source = pipeline.open_source(builder, "train")
-        batch = pipeline.make_train_dataset(source, image_size=48, **self.options)[0]
+        source = sources.open_source(builder, "train")
+        batch = make_train_dataset(source, image_size=48, **self.options)[0]
         layout = {name: (value.shape, value.dtype) for name, value in batch.items()}
         assert layout == {
             "image": ((6, 48, 48, 3), np.uint8),
@@ -317,11 +316,10 @@ class TestMakeTrainDataset:
         }
 
     def test_shards_make_up_the_batch_of_one_process(self, builder):
-        source = pipeline.open_source(builder, "train")
-        whole = pipeline.make_train_dataset(source, shard=(0, 1), **self.options)
+        source = sources.open_source(builder, "train")
+        whole = make_train_dataset(source, shard=(0, 1), **self.options)
         shards = [
-            pipeline.make_train_dataset(source, shard=(p, 2), **self.options)
-            for p in range(2)
+            make_train_dataset(source, shard=(p, 2), **self.options) for p in range(2)
         ]
         for step in (0, 1, 25):
             for p, shard in enumerate(shards):
@@ -329,19 +327,19 @@ class TestMakeTrainDataset:
                     np.testing.assert_array_equal(value, whole[step][name][p::2])
 
     def test_every_example_once_an_epoch_in_new_order(self):
-        dataset = pipeline.make_train_dataset(numbered(12), batch_size=6, seed=3)
+        dataset = make_train_dataset(numbered(12), batch_size=6, seed=3)
         labels = [dataset[i]["label"].tolist() for i in range(4)]
         for epoch in (labels[:2], labels[2:]):
             assert sorted(sum(epoch, [])) == list(range(12))
         assert labels[:2] != labels[2:]
-        other = pipeline.make_train_dataset(numbered(12), batch_size=6, seed=4)
+        other = make_train_dataset(numbered(12), batch_size=6, seed=4)
         assert other[0]["label"].tolist() != labels[0]
 
     @pytest.mark.parametrize("num_threads", [0, 2])
     def test_resume_continues_the_order(self, builder, num_threads):
-        source = pipeline.open_source(builder, "train")
-        dataset = pipeline.make_train_dataset(source, **self.options)
-        resumed = pipeline.iterate(dataset, start_step=13, num_threads=num_threads)
+        source = sources.open_source(builder, "train")
+        dataset = make_train_dataset(source, **self.options)
+        resumed = iterate(dataset, start_step=13, num_threads=num_threads)
         for step in range(13, 17):
             batch = next(resumed)
             for name, value in dataset[step].items():
@@ -352,26 +350,22 @@ class TestMakeTrainDataset:
         rng = np.random.default_rng(0)
         image = rng.integers(0, 255, (9, 9, 3)).astype(np.uint8)
         source = [{"image": image, "label": np.int32(0)}] * 4
-        dataset = pipeline.make_train_dataset(
-            source, batch_size=4, seed=0, augment="shift"
-        )
+        dataset = make_train_dataset(source, batch_size=4, seed=0, augment="shift")
         images = {dataset[i]["image"].tobytes() for i in range(3)}
         assert len(images) == 3
         assert dataset[1]["image"].tobytes() in images  # and repeats itself exactly
 
     def test_batch_sizes_that_cannot_be(self):
         with pytest.raises(ValueError, match="multiple of the 2 processes"):
-            pipeline.make_train_dataset(numbered(9), batch_size=3, seed=0, shard=(0, 2))
-        with pytest.raises(pipeline.DatasetError, match="lower the batch size"):
-            pipeline.make_train_dataset(numbered(9), batch_size=10, seed=0)
+            make_train_dataset(numbered(9), batch_size=3, seed=0, shard=(0, 2))
+        with pytest.raises(DatasetError, match="lower the batch size"):
+            make_train_dataset(numbered(9), batch_size=10, seed=0)
 
 
 class TestMakeEvalBatches:
     def test_ragged_last_batch_is_masked(self, builder):
-        source = pipeline.open_source(builder, "test")
-        batches = list(
-            pipeline.iterate(pipeline.make_eval_batches(source, batch_size=10))
-        )
+        source = sources.open_source(builder, "test")
+        batches = list(iterate(make_eval_batches(source, batch_size=10)))
         assert len(batches) == 3
         masks = np.stack([b["example_mask"] for b in batches])
         assert masks.dtype == np.float32
@@ -385,9 +379,7 @@ class TestMakeEvalBatches:
     def test_two_processes_cover_every_example_once(self, num):
         seen, shapes = [], []
         for p in range(2):
-            batches = list(
-                pipeline.make_eval_batches(numbered(num), batch_size=4, shard=(p, 2))
-            )
+            batches = list(make_eval_batches(numbered(num), batch_size=4, shard=(p, 2)))
             shapes.append([b["image"].shape for b in batches])
             for batch in batches:
                 seen += batch["label"][batch["example_mask"] > 0].tolist()
@@ -403,16 +395,16 @@ class TestImports:
         (stub / "__init__.py").touch()
         program = f"""
             import sys
-            from train.data import pipeline
+            from train.data import batches, sources
             loaded = {{"tensorflow_datasets", "grain", "PIL"}} & set(sys.modules)
             assert not loaded, loaded
-            builder = pipeline.prepare(
+            builder = sources.prepare(
                 "photo_digits", {str(tmp_path)!r},
                 num_train=8, num_validation=1, num_test=1,
             )
-            source = pipeline.open_source(builder, "train")
-            batches = pipeline.make_train_dataset(source, batch_size=4, seed=0)
-            next(pipeline.iterate(batches))
+            source = sources.open_source(builder, "train")
+            dataset = batches.make_train_dataset(source, batch_size=4, seed=0)
+            next(batches.iterate(dataset))
             assert "tensorflow" not in sys.modules
             print("fine")
         """

@@ -11,8 +11,9 @@ import pytest
 
 from configs import quickstart
 from ibsgl_jax import attribution
-from train import figures, report
-from train.measures import MEASURES
+from train.configuration import reproducing_command
+from train.measure.catalogue import MEASURES
+from train.show import charts, figures, report, tables
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def page(evaluated):
 class TestMarkdown:
     def test_has_a_row_per_measure_and_per_method_and_model(self, evaluated):
         run, _, results, _ = evaluated
-        text = report.markdown(results)
+        text = tables.evaluation_markdown(results)
         assert text == (run.workdir / "evaluation.md").read_text()
         rows = [line for line in text.splitlines() if line.startswith("| ")]
         for measure in MEASURES.values():
@@ -38,9 +39,9 @@ class TestMarkdown:
 
     def test_percent_and_missing_values(self):
         entry = {"mean": 0.1234, "low": 0.1, "high": float("nan")}
-        assert report._with_interval("drop", entry) == "12.3 [10.0, –]"
-        assert report._with_interval("iou", entry) == "0.123 [0.100, –]"
-        assert report._with_interval("iou", None) == "–"
+        assert tables.with_interval("drop", entry) == "12.3 [10.0, –]"
+        assert tables.with_interval("iou", entry) == "0.123 [0.100, –]"
+        assert tables.with_interval("iou", None) == "–"
 
     def test_localisation_can_be_absent(self, evaluated):
         results = json.loads(json.dumps(evaluated[2]))
@@ -53,7 +54,7 @@ class TestMarkdown:
             for key in local & row.keys():
                 del row[key]
         results["notes"] = ["split x has neither boxes nor masks"]
-        text = report.markdown(results)
+        text = tables.evaluation_markdown(results)
         assert "neither boxes" in text and "pointing" not in text
         assert "AD %" in text
 
@@ -110,27 +111,27 @@ class TestPage:
 
 class TestCharts:
     def test_ticks_are_round_and_cover(self):
-        assert report._ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert report._ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert report._ticks(2.0, 2600.0)[-1] == 3000.0
+        assert charts._ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert charts._ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert charts._ticks(2.0, 2600.0)[-1] == 3000.0
 
     def test_gaps_and_single_points_are_drawn(self):
-        svg = report._chart(
+        svg = charts._chart(
             "t",
             "x",
             [(0, "a", True, [(0, 1.0), (1, None), (2, float("nan")), (3, 2.0)])],
         )
         assert svg.count("<circle") == 2 and "nan" not in svg
-        assert "<svg" in report._chart("t", "x", [(0, "a", False, [(5, 1.0)])])
+        assert "<svg" in charts._chart("t", "x", [(0, "a", False, [(5, 1.0)])])
 
     def test_later_phases_start_where_theirs_began(self, evaluated):
         # plain ends at step 8, guided's last is 8 + 8: a tick at 15 must be there.
-        assert re.search(r">15</text>", report._training_charts(evaluated[0]))
+        assert re.search(r">15</text>", charts.training_charts(evaluated[0]))
 
 
 class TestCommand:
     def test_quickstart_is_named_plainly(self):
-        command = report.reproducing_command(quickstart.get_config(), "runs/quickstart")
+        command = reproducing_command(quickstart.get_config(), "runs/quickstart")
         assert command.splitlines() == [
             "python -m train --config=configs/quickstart.py --workdir=runs/quickstart",
             "python -m train.evaluate --workdir runs/quickstart",
@@ -140,7 +141,7 @@ class TestCommand:
         config = quickstart.get_config()
         config.guided.mu = 4.5
         config.phases = ("plain", "guided")
-        command = report.reproducing_command(config, "runs/x")
+        command = reproducing_command(config, "runs/x")
         words = shlex.split(command)
         changed = dict(re.findall(r"--config\.(\S+?)=(.+)", "\n".join(words)))
         assert changed.keys() == {"guided.mu", "phases"}

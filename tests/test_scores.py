@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
-from train import evaluate, intervals, saved_run, scores, splits, temperature
+from train import scores
+from train.measure import scores_file, splits, statistics, temperature
+from train.run import saved_run
 
 LIMITS = {"measures": None, "deletion": 5, "perturbed": 0, "methods": 5}
 
@@ -39,7 +41,7 @@ def record(workdir):
 class TestMeasureRun:
     def test_means_are_those_of_the_split(self, workdir, record):
         run = saved_run.Run(workdir, phases=["plain"])
-        source = evaluate.open_split(run, evaluate.Options(split="validation"))
+        source = saved_run.open_split(run, "validation")
         values = splits.measure_split(
             run.config, run.model, run.states["plain"].variables, source
         )
@@ -51,7 +53,7 @@ class TestMeasureRun:
             source,
             validation=source,
         )
-        summary = intervals.summarize(values)
+        summary = statistics.summarize(values)
         assert entry["num_images"] == len(source) == 24
         assert entry["means"].keys() == summary.keys()
         assert {"nll", "calibration_error", "iou_best", "p_box_share"} <= summary.keys()
@@ -66,7 +68,9 @@ class TestMeasureRun:
         entry = record["phases"]["plain"]["deletion"]
         assert entry["num_images"] == 5
         assert entry["means"].keys() == {"deletion_mean", "insertion_mean"}
-        assert scores.means(record["phases"]["plain"]).keys() > entry["means"].keys()
+        assert (
+            scores_file.means(record["phases"]["plain"]).keys() > entry["means"].keys()
+        )
 
     def test_what_is_there_is_not_measured_again(self, workdir, record, monkeypatch):
         def refuse(*args, **kwargs):
@@ -109,7 +113,7 @@ class TestToMeasure:
         part = {"limit": None, "means": {"nll": 1.0}}
         record = {"phases": {"a": {"measures": part, "methods": {"ib": part}}}}
         limits = {"measures": None, "deletion": 0, "methods": None}
-        missing = scores.to_measure(record, ["a", "b"], limits, ["ib", "grad_cam"])
+        missing = scores_file.to_measure(record, ["a", "b"], limits, ["ib", "grad_cam"])
         assert missing == [
             ("a", "methods", "grad_cam"),
             ("b", "measures", None),
@@ -121,7 +125,7 @@ class TestToMeasure:
 class TestSummarize:
     def test_by_hand(self):
         nan = np.nan
-        summary = scores.summarize(
+        summary = statistics.summarize_means(
             {
                 "accuracy": np.array([1.0, 0.0, 1.0]),
                 "confidence": np.array([0.9, 0.9, 0.5]),

@@ -21,8 +21,9 @@ from ibsgl_jax import (
     tapping,
 )
 from ibsgl_jax.models import make_head_fn
-from train import state as states
-from train import step as steps
+from train.method.guided import guided_step
+from train.method.state import create_state, state_options
+from train.method.step import _make_mix, eval_step, normalize_images, plain_step
 
 AXIS = "devices"
 IMAGE_STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -56,7 +57,7 @@ def make_batch(num=16, size=32):
 
 def make_step(kind, model, **options):
     return functools.partial(
-        steps.plain_step if kind == "plain" else steps.guided_step,
+        plain_step if kind == "plain" else guided_step,
         model=model,
         tx=optax.sgd(LEARNING_RATE, momentum=0.9),
         base_key=jax.random.key(7),
@@ -67,15 +68,15 @@ def make_step(kind, model, **options):
 
 
 @functools.cache
-def create_state(model, size=32, layer=""):
+def make_state(model, size=32, layer=""):
     """On the host: a step that donates its state leaves this one whole."""
     tx = optax.sgd(LEARNING_RATE, momentum=0.9)
-    state = states.create_state(jax.random.key(0), model, tx, size, layer=layer)
+    state = create_state(jax.random.key(0), model, tx, size, layer=layer)
     return jax.device_get(state)
 
 
 def pmap_step(step, num_devices):
-    """As train/loop.py wraps it."""
+    """As ``devices.over_devices`` wraps it."""
     return jax.pmap(
         step,
         axis_name=AXIS,
@@ -113,7 +114,7 @@ def runs(request, compile_cache):
             out_axes=None,
             devices=jax.devices()[:num_devices],
         )
-        state = place(create_state(model), np.zeros(num_devices))
+        state = place(make_state(model), np.zeros(num_devices))
         history = []
         for _ in range(3):
             given = state
@@ -167,12 +168,12 @@ class TestGuidedStep:
     def test_is_plain_descent_towards_constant_features(self, teacher):
         """No gradient through A' or L^ib: freezing A' by hand gives the same step."""
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         options = {"teacher": teacher}
         step = make_step("guided", model, **options)
         after, sums = jax.jit(step)(state, batch)
 
-        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        images = normalize_images(batch["image"], **IMAGE_STATS)
         apply = functools.partial(
             model.apply, train=True, method="features", mutable=["batch_stats"]
         )
@@ -218,7 +219,7 @@ class TestGuidedStep:
 
     def test_guidance_changes_the_step(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         plain, _ = jax.jit(make_step("plain", model))(state, batch)
         guided, sums = jax.jit(make_step("guided", model, teacher="mask"))(state, batch)
         change = optax.tree.norm(optax.tree.sub(guided.params, plain.params))
@@ -232,7 +233,7 @@ class TestGuidedStep:
     def test_draws_belong_to_the_place_in_the_global_batch(self):
         """The batch in another order, with its places, makes the same step."""
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         step = jax.jit(make_step("guided", model))
         order = np.random.default_rng(1).permutation(8)
         shuffled = {name: value[order] for name, value in batch.items()}
@@ -248,7 +249,7 @@ class TestGuidedStep:
 class TestTeachers:
     def test_average_is_the_frozen_teacher_of_the_averaged_parameters(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         ema = jax.tree.map(lambda x: x * 1.1, state.params)
         state = state.replace(ema_params=ema)
         average = make_step("guided", model, teacher="average", ema_decay=0.9)
@@ -263,14 +264,14 @@ class TestTeachers:
     def test_frozen_teacher_is_followed(self):
         """Other weights of the teacher give another step, and their statistics."""
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         step = jax.jit(make_step("guided", model, teacher="frozen"))
         other = jax.tree.map(lambda x: x * 1.5, state.variables)
         one, _ = step(state, batch, state.variables)
         two, _ = step(state, batch, other)
         change = optax.tree.norm(optax.tree.sub(one.params, two.params))
         assert float(change) > 1e-4
-        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        images = normalize_images(batch["image"], **IMAGE_STATS)
         features = model.apply(state.variables, images, method="features")
         stats = feature_stats.update_moving(state.feature_stats, features, decay=0.9)
         chex.assert_trees_all_close(one.feature_stats, stats, rtol=1e-3, atol=1e-4)
@@ -279,10 +280,10 @@ class TestTeachers:
 class TestRoute:
     def test_direct_descends_the_saliency_loss_in_all_parameters(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         step = make_step("guided", model, teacher="mask", route="direct")
         after, sums = jax.jit(step)(state, batch)
-        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        images = normalize_images(batch["image"], **IMAGE_STATS)
         shape = jax.eval_shape(
             lambda x: model.apply(state.variables, x, method="features"), images
         ).shape[:3]
@@ -319,7 +320,7 @@ class TestTeacherLayer:
     def test_follows_the_map_of_the_inner_layer_averaged_down(self):
         model, batch = make_model(), make_batch(8)
         layer = "layer1_0"
-        state = create_state(model, layer=layer)
+        state = make_state(model, layer=layer)
         after, sums = jax.jit(make_step("guided", model, teacher_layer=layer))(
             state, batch
         )
@@ -365,14 +366,12 @@ class TestTeacherLayer:
             )
             return stats, maps, jnp.sum(guided.loss)
 
-        stats, maps, loss = expected(
-            steps.normalize_images(batch["image"], **IMAGE_STATS)
-        )
+        stats, maps, loss = expected(normalize_images(batch["image"], **IMAGE_STATS))
         assert maps.shape == (8, 10, 10) == (8, *state.feature_stats.mean.shape[:2])
         chex.assert_trees_all_close(after.feature_stats, stats, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(sums["saliency_loss"][0], loss, rtol=1e-3)
         # Not the teacher of the last layer.
-        _, last = jax.jit(make_step("guided", model))(create_state(model), batch)
+        _, last = jax.jit(make_step("guided", model))(make_state(model), batch)
         assert abs(float(last["saliency_loss"][0] / loss) - 1) > 0.01
 
     def test_devices_share_its_statistics_and_wait_for_no_other(self):
@@ -399,7 +398,7 @@ class TestTeacherLayer:
         for num_devices in (1, 4):
             run = pmap_step(step, num_devices)
             batch = shard(make_batch(), num_devices)
-            state, sums = run(create_state(model, layer="layer1_0"), batch)
+            state, sums = run(make_state(model, layer="layer1_0"), batch)
             first = jax.device_get(state)
             assert float(sums["kl"][1]) == 16
             state, sums = run(state, batch)
@@ -418,7 +417,7 @@ class TestTeacherLayer:
     def test_no_gradient_through_the_teacher(self):
         """A frozen copy of the network teaches the same and changes no gradient."""
         model, batch = make_model(), make_batch(8)
-        state = create_state(model, layer="layer1_0")
+        state = make_state(model, layer="layer1_0")
         own = make_step("guided", model, teacher_layer="layer1_0")
         frozen = make_step("guided", model, teacher_layer="layer1_0", teacher="frozen")
         after, _ = jax.jit(own)(state, batch)
@@ -429,28 +428,28 @@ class TestTeacherLayer:
         """An oracle made of another phase keeps that one's layer and ignores it."""
         config = default.get_config()
         phase = default.guided_phase(teacher="mask", teacher_layer="layer1_0")
-        assert states.options(config, phase)["layer"] == ""
+        assert state_options(config, phase)["layer"] == ""
         model, batch = make_model(), make_batch(8)
         step = make_step("guided", model, teacher="mask", teacher_layer="layer1_0")
         without = make_step("guided", model, teacher="mask")
-        state = create_state(model)
+        state = make_state(model)
         chex.assert_trees_all_equal(
             jax.jit(step)(state, batch)[0], jax.jit(without)(state, batch)[0]
         )
         phase.teacher = "bottleneck"
-        assert states.options(config, phase)["layer"] == "layer1_0"
+        assert state_options(config, phase)["layer"] == "layer1_0"
 
     def test_unknown_layer_names_the_nearest(self):
         with pytest.raises(ValueError, match="no layer 'layer1'; nearest.*layer1_0"):
-            create_state(make_model(), layer="layer1")
+            make_state(make_model(), layer="layer1")
 
 
 class TestOnlyRight:
     def test_guides_those_whose_prediction_is_right(self):
         """With the labels it predicts for half of them: the penalty is halved."""
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
-        images = steps.normalize_images(batch["image"], **IMAGE_STATS)
+        state = make_state(model)
+        images = normalize_images(batch["image"], **IMAGE_STATS)
         features, _ = model.apply(
             state.variables,
             images,
@@ -486,7 +485,7 @@ class TestOnlyRight:
 class TestWhen:
     def test_other_steps_are_plain(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         every = jax.jit(
             make_step("guided", model, teacher="mask", when=lambda step: step % 2 == 0)
         )
@@ -511,7 +510,7 @@ class TestPrecision:
     def test_only_the_backbone_is_in_bfloat16(self):
         """Maps, bottleneck, divergence and statistics of a bfloat16 model: float32."""
         model, batch = make_model(dtype=jnp.bfloat16), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         features = jax.eval_shape(
             lambda images: model.apply(state.variables, images, method="features"),
             jnp.zeros(batch["image"].shape),
@@ -545,7 +544,7 @@ class TestOptions:
     def test_accumulation_is_the_mean_over_parts(self):
         """Without BatchNorm in between: the parts' mean gradient is the batch's."""
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
         after, sums = jax.jit(make_step("plain", model, accumulate_steps=2))(
             state, batch
@@ -564,7 +563,7 @@ class TestOptions:
 
     def test_guided_accumulation_updates_statistics_part_by_part(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         step = make_step("guided", model, accumulate_steps=2, teacher="mask")
         after, sums = jax.jit(step)(state, batch)
         # decay 0.9 a part: 4 examples, then 0.9 * 4 + 4.
@@ -573,7 +572,7 @@ class TestOptions:
 
     def test_average_of_the_parameters(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model).replace(step=np.int32(89))
+        state = make_state(model).replace(step=np.int32(89))
         state = state.replace(ema_params=jax.tree.map(np.copy, state.params))
         step = make_step("plain", model, ema_decay=0.75)
         after, _ = jax.jit(step)(state, batch)
@@ -586,7 +585,7 @@ class TestOptions:
     def test_nonfinite_step_is_skipped_and_counted(self):
         model, batch = make_model(), make_batch(8)
         step = jax.jit(make_step("plain", model, skip_nonfinite=True))
-        state = create_state(model)
+        state = make_state(model)
         good, sums = step(state, batch)
         assert float(sums["skipped"][0]) == 0 and float(sums["loss"][1]) == 8
         assert float(optax.tree.norm(optax.tree.sub(good.params, state.params))) > 0
@@ -602,7 +601,7 @@ class TestOptions:
 
     def test_mixup_mixes_images_and_targets_alike(self):
         keys = jax.random.split(jax.random.key(0), 6)
-        mix = steps._make_mix(keys, 0.4)
+        mix = _make_mix(keys, 0.4)
         eye = mix(jnp.eye(6))
         share = jnp.diag(eye)
         assert np.all(share >= 0.5) and np.ptp(share) > 0.01
@@ -617,7 +616,7 @@ class TestOptions:
 
     def test_mixup_changes_the_step_and_is_off_by_default(self):
         model, batch = make_model(), make_batch(8)
-        state = create_state(model)
+        state = make_state(model)
         _, off = jax.jit(make_step("plain", model))(state, batch)
         _, zero = jax.jit(make_step("plain", model, mixup=0.0))(state, batch)
         _, mixed = jax.jit(make_step("plain", model, mixup=0.4))(state, batch)
@@ -635,7 +634,7 @@ class TestConvolutions:
     )
     def test_guided_step_has_exactly_those_of_the_plain_step(self, name, options):
         model = models.create(name, **{"num_classes": 10, **options})
-        state = jax.eval_shape(lambda: create_state(model))
+        state = jax.eval_shape(lambda: make_state(model))
         batch = make_batch(4)
         counts = {}
         for kind in ("plain", "guided"):
@@ -654,12 +653,12 @@ class TestConvolutions:
 class TestEvalStep:
     def test_padding_does_not_count(self):
         model = make_model()
-        state = create_state(model)
+        state = make_state(model)
         batch = make_batch(8)
         box = np.tile(np.float32([0.2, 0.2, 0.8, 0.8]), (8, 1))
         batch |= {"bbox": box, "example_mask": np.ones(8, np.float32)}
         step = jax.jit(
-            functools.partial(steps.eval_step, model=model, image_stats=IMAGE_STATS)
+            functools.partial(eval_step, model=model, image_stats=IMAGE_STATS)
         )
         short = {name: value[:5] for name, value in batch.items()}
         padded = {name: value.copy() for name, value in batch.items()}

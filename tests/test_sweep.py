@@ -15,7 +15,17 @@ import pytest
 from scipy import stats
 
 from tests import tiny_run
-from train import scores, sweep, sweep_figures
+from train import sweep
+from train.measure import scores_file
+from train.measure.seeds import (
+    compare,
+    is_certain,
+    mean_and_margin,
+    summarize,
+    summarize_methods,
+)
+from train.run import children
+from train.show import sweep_figure, sweep_tables
 
 
 def record(phases, methods=None):
@@ -49,7 +59,7 @@ class TestMeanAndMargin:
     @pytest.mark.parametrize("n", [2, 3, 5, 12])
     def test_is_the_t_interval(self, n):
         values = np.random.default_rng(n).normal(size=n)
-        mean, margin = sweep.mean_and_margin(values)
+        mean, margin = mean_and_margin(values)
         low, high = stats.t.interval(
             0.95, n - 1, loc=values.mean(), scale=stats.sem(values)
         )
@@ -60,17 +70,17 @@ class TestMeanAndMargin:
         # Values with the standard error 1.
         values = np.zeros(n)
         values[0], values[1] = math.sqrt(n * (n - 1) / 2), -math.sqrt(n * (n - 1) / 2)
-        mean, margin = sweep.mean_and_margin(values)
+        mean, margin = mean_and_margin(values)
         np.testing.assert_allclose((mean, margin), (0.0, quantile), atol=5e-4)
 
     def test_one_seed_has_no_interval(self):
-        mean, margin = sweep.mean_and_margin([0.3])
+        mean, margin = mean_and_margin([0.3])
         assert mean == 0.3 and math.isnan(margin)
 
 
 class TestCompare:
     def test_differences_are_paired(self):
-        entry = sweep.compare([0.52, 0.43, 0.61], [0.40, 0.30, 0.50])
+        entry = compare([0.52, 0.43, 0.61], [0.40, 0.30, 0.50])
         # Differences .12, .13, .11: standard deviation .01, three seeds.
         margin = 4.3027 * 0.01 / math.sqrt(3)
         np.testing.assert_allclose(entry["mean"], 0.52)
@@ -81,28 +91,28 @@ class TestCompare:
         assert entry["margin"] > 8 * entry["difference_margin"]
 
     def test_seeds_without_a_value_are_left_out(self):
-        entry = sweep.compare([0.5, None, 0.7], [0.4, 0.3, None])
+        entry = compare([0.5, None, 0.7], [0.4, 0.3, None])
         assert entry["n"] == 2
         np.testing.assert_allclose(entry["mean"], 0.6)
         np.testing.assert_allclose(entry["difference"], 0.1)
         assert math.isnan(entry["difference_margin"])
-        assert not sweep.is_certain(entry)
-        assert "difference" not in sweep.compare([None], [0.3])
+        assert not is_certain(entry)
+        assert "difference" not in compare([None], [0.3])
 
 
 class TestTables:
     def test_marks_what_excludes_zero(self):
-        summary = sweep.summarize(RECORDS, control)
-        first, second = sweep.table(summary).splitlines()[2:]
+        summary = summarize(RECORDS, control)
+        first, second = sweep_tables.table(summary).splitlines()[2:]
         assert first == "| control | 0.400 ± 0.248 |"
         assert second == "| guided | **0.520 ± 0.224** |"
         same = {seed: record({"control": r["phases"]["control"]["measures"]["means"],
                               "guided": r["phases"]["control"]["measures"]["means"]})
                 for seed, r in RECORDS.items()}  # fmt: skip
-        assert "**" not in sweep.table(sweep.summarize(same, control))
+        assert "**" not in sweep_tables.table(summarize(same, control))
 
     def test_relative_differences(self):
-        lines = sweep.relative_table(sweep.summarize(RECORDS, control)).splitlines()
+        lines = sweep_tables.relative_table(summarize(RECORDS, control)).splitlines()
         assert lines[2:] == ["| guided | control | **+30.0 ± 6.2 %** |"]
 
     def test_a_phase_may_have_another_control_or_none(self):
@@ -126,25 +136,26 @@ class TestTables:
             1: {"hirescam": {"drop": 0.3}, "ib": {"drop": 0.5}},
         }
         records = {s: record({"guided": {}}, {"guided": m}) for s, m in methods.items()}
-        summary = sweep.summarize_methods(records, "guided")
+        summary = summarize_methods(records, "guided")
         entry = summary["guided"]["ib"]["drop"]
         np.testing.assert_allclose((entry["mean"], entry["ratio"]), (0.45, 0.55))
-        assert "| ib | guided | 45.0 ± 63.5 (0.55 ± 0.64) |" in sweep.method_table(
-            summary, "guided"
+        assert (
+            "| ib | guided | 45.0 ± 63.5 (0.55 ± 0.64) |"
+            in sweep_tables.method_table(summary, "guided")
         )
 
     def test_figure(self, tmp_path):
-        summary = sweep.summarize(RECORDS, control)
-        path = sweep_figures.write_dots(summary, RECORDS, tmp_path / "a" / "dots.png")
+        summary = summarize(RECORDS, control)
+        path = sweep_figure.write_dots(summary, RECORDS, tmp_path / "a" / "dots.png")
         from PIL import Image
 
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 5
         guided = summary["guided"]["measures"]["box_share"]
-        assert sweep_figures._colour(guided, "higher") == sweep_figures.COLOURS[True]
-        assert sweep_figures._colour(guided, "lower") == sweep_figures.COLOURS[False]
+        assert sweep_figure._colour(guided, "higher") == sweep_figure.COLOURS[True]
+        assert sweep_figure._colour(guided, "lower") == sweep_figure.COLOURS[False]
         alone = summary["control"]["measures"]["box_share"]
-        assert sweep_figures._colour(alone, "higher") == sweep_figures.UNSURE
+        assert sweep_figure._colour(alone, "higher") == sweep_figure.UNSURE
 
 
 @pytest.fixture
@@ -193,8 +204,8 @@ def fake(tmp_path, monkeypatch):
             *(arguments.split, *(phases or ["control", "guided"])),
         ]
 
-    monkeypatch.setattr(sweep, "train_command", train_command)
-    monkeypatch.setattr(sweep, "scores_command", scores_command)
+    monkeypatch.setattr(children, "train_command", train_command)
+    monkeypatch.setattr(children, "scores_command", scores_command)
     calls = tmp_path / "runs" / "calls"
 
     def read_calls():
@@ -254,7 +265,7 @@ class TestMain:
         assert sweep.main(arguments) == 2
         assert "no seed" in capsys.readouterr().err
         for seed, found in RECORDS.items():
-            path = scores.path(folder / f"seed_{seed}", "validation")
+            path = scores_file.path(folder / f"seed_{seed}", "validation")
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(found))
         arguments += ["--columns", "box_share", "--phases", "guided"]
@@ -280,7 +291,7 @@ class TestRunSeeds:
         pids = tmp_path / "pids"
         script = f"import os, time; open({str(pids)!r}, 'a').write(str(os.getpid()))"
         command = [sys.executable, "-c", f"{script}; time.sleep(60)"]
-        monkeypatch.setattr(sweep, "train_command", lambda *args: command)
+        monkeypatch.setattr(children, "train_command", lambda *args: command)
 
         def interrupt():
             while not pids.exists() or not pids.read_text():
@@ -298,9 +309,9 @@ class TestRunSeeds:
 
     def test_jobs_share_the_cores(self, monkeypatch):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 5, 7, 8})
-        assert sweep.cores_of(2) == [[2, 5, 8], [3, 7]]
-        assert sweep.cores_of(6)[5] == [2]
-        assert sweep.cores_of(1) == [None]
+        assert children.cores_of(2) == [[2, 5, 8], [3, 7]]
+        assert children.cores_of(6)[5] == [2]
+        assert children.cores_of(1) == [None]
 
 
 class TestEndToEnd:
@@ -317,7 +328,7 @@ class TestEndToEnd:
                 f"""
                 import json
                 from ml_collections import ConfigDict
-                from train.saved_run import _tuples
+                from train.run.saved_run import _tuples
 
                 SEEDS = (3,)
                 CONTROL = "plain"
@@ -336,7 +347,7 @@ class TestEndToEnd:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert "seed 3: train and measure done" in ended.stdout
         assert "note" not in ended.stderr
-        found = scores.read(folder / "seed_3", "validation")
+        found = scores_file.read(folder / "seed_3", "validation")
         assert list(found["phases"]) == ["plain"] and found["seed"] == 3
         # Training knew the validation split only, and gave the same mean.
         saved = json.loads((folder / "seed_3" / "config.json").read_text())
@@ -344,7 +355,7 @@ class TestEndToEnd:
         assert not (folder / "seed_3" / "results.json").exists()
         lines = (folder / "seed_3" / "metrics.jsonl").read_text().splitlines()
         last = [json.loads(line) for line in lines if '"validation"' in line][-1]
-        measured = scores.means(found["phases"]["plain"])
+        measured = scores_file.means(found["phases"]["plain"])
         np.testing.assert_allclose(measured["nll"], last["nll"], 1e-5)
         # A phase that the file gets later is trained and measured, and no other.
         before = found["phases"]["plain"]
@@ -354,7 +365,7 @@ class TestEndToEnd:
         ended = subprocess.run(command, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert "seed 3: train and measure done" in ended.stdout
-        found = scores.read(folder / "seed_3", "validation")
+        found = scores_file.read(folder / "seed_3", "validation")
         assert list(found["phases"]) == ["plain", "control"]
         assert found["phases"]["plain"] == before
         # A changed file is told, and what was trained is taken as it is.

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests import tiny_run
-from train import evaluate, saved_run, splits, teachers
-from train.teachers import Teacher
+from train import teachers
+from train.measure import splits
+from train.run import saved_run
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -21,8 +22,7 @@ def run(tmp_path_factory, photo_digits_dir):
 
 
 def open_source(run, limit=20):
-    options = evaluate.Options(split="validation", limit=limit)
-    return evaluate.open_split(run, options)
+    return saved_run.open_split(run, "validation", limit)
 
 
 class TestMeasure:
@@ -40,13 +40,15 @@ class TestMeasure:
     def test_too_few_steps_do_not_see_the_class(self, run):
         """IBA's start lets everything through: the map after one step is the same."""
         source = open_source(run)
-        early = teachers.measure(run, "plain", source, Teacher("", 1, 1))
+        early = teachers.measure(run, "plain", source, teachers.Teacher("", 1, 1))
         assert early["class_correlation"] > 0.9999
 
     def test_inner_layer_is_tapped(self, run):
         source = open_source(run, limit=4)
-        layer = teachers.measure(run, "plain", source, Teacher("layer1_0", 2, 1))
-        last = teachers.measure(run, "plain", source, Teacher("", 2, 1))
+        layer = teachers.measure(
+            run, "plain", source, teachers.Teacher("layer1_0", 2, 1)
+        )
+        last = teachers.measure(run, "plain", source, teachers.Teacher("", 2, 1))
         assert 0.0 < layer["box_share"] < 1.0
         # The only block's output is the features: another path to the same layer.
         np.testing.assert_allclose(layer["box_share"], last["box_share"], rtol=0.05)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ibsgl_jax import metrics
-from train import measures, temperature
+from train.measure import statistics, temperature
 
 
 def drawn_labels(logits, seed=0):
@@ -56,7 +56,7 @@ class TestScaledValues:
         for divisor in (1.0, temperature.fit(4 * logits, labels)):
             found = temperature.scaled_values(4 * logits, labels, divisor)
             error.append(
-                measures.calibration_error(found["confidence_scaled"], correct)
+                statistics.calibration_error(found["confidence_scaled"], correct)
             )
             likelihood.append(found["nll_scaled"].mean())
         assert error[1] < 0.2 * error[0] and likelihood[1] < likelihood[0]

@@ -10,8 +10,10 @@ import pytest
 
 from configs import default
 from tests import tiny_run
-from train import workdir as workdirs
-from train.workdir import ConfigError
+from train.errors import ConfigError
+from train.files import flatten, write_json, write_text
+from train.run.log import PhaseLog
+from train.run.workdir import claim
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +34,7 @@ class TestClaim:
     def test_records_the_config_and_can_be_repeated(self, tmp_path):
         config = default.get_config()
         for _ in range(2):
-            with workdirs.claim(tmp_path / "run", config):
+            with claim(tmp_path / "run", config):
                 pass
         recorded = json.loads((tmp_path / "run" / "config.json").read_text())
         assert recorded["guided"]["bottleneck"]["num_steps"] == 20
@@ -40,21 +42,21 @@ class TestClaim:
     def test_second_run_is_refused(self, tmp_path):
         config = default.get_config()
         with (
-            workdirs.claim(tmp_path, config),
+            claim(tmp_path, config),
             pytest.raises(ConfigError, match="another run is writing to workdir"),
-            workdirs.claim(tmp_path, config),
+            claim(tmp_path, config),
         ):
             pass
 
     def test_another_config_is_refused_with_the_fields(self, tmp_path):
         config = default.get_config()
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
         before = (tmp_path / "config.json").read_bytes()
         config.seed = 1
         config.guided.mu = 5.0
         config.new_field = 3
-        with pytest.raises(ConfigError) as info, workdirs.claim(tmp_path, config):
+        with pytest.raises(ConfigError) as info, claim(tmp_path, config):
             pass
         message = str(info.value)
         assert "guided.mu (20.0 -> 5.0)" in message and "seed (0 -> 1)" in message
@@ -65,12 +67,12 @@ class TestClaim:
     def test_a_run_may_be_given_more_phases(self, tmp_path):
         config = default.get_config()
         config.phases = ("plain", "control")
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
         config.guided.mu = 3.0  # its section was there, but not among the phases
         config.more = default.guided_phase(init="plain")
         config.phases = ("plain", "control", "guided", "more")
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
         recorded = json.loads((tmp_path / "config.json").read_text())
         assert recorded["phases"] == list(config.phases)
@@ -82,57 +84,57 @@ class TestClaim:
     def test_its_own_phases_stay_and_stay_first(self, tmp_path, phases):
         config = default.get_config()
         config.phases = ("plain", "control")
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
         config.phases = phases
         with (
             pytest.raises(ConfigError, match="another configuration: phases"),
-            workdirs.claim(tmp_path, config),
+            claim(tmp_path, config),
         ):
             pass
 
     def test_a_finished_phase_is_not_changed_along_with_a_new_one(self, tmp_path):
         config = default.get_config()
         config.phases = ("plain", "control")
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
         config.phases = ("plain", "control", "guided")
         config.control.learning_rate = 0.5
         with (
             pytest.raises(ConfigError, match="control.learning_rate"),
-            workdirs.claim(tmp_path, config),
+            claim(tmp_path, config),
         ):
             pass
 
     def test_fields_that_change_no_number_are_free(self, tmp_path):
         config = default.get_config()
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
         config.progress = False
         config.num_threads = 7
-        with workdirs.claim(tmp_path, config):
+        with claim(tmp_path, config):
             pass
 
     def test_place_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("")
         with (
             pytest.raises(ConfigError, match="cannot write to workdir"),
-            workdirs.claim(tmp_path / "file" / "run", default.get_config()),
+            claim(tmp_path / "file" / "run", default.get_config()),
         ):
             pass
 
 
 class TestPhaseLog:
     def test_drops_what_will_be_written_again(self, tmp_path):
-        with workdirs.PhaseLog(tmp_path, "a", 0, tensorboard=False) as log:
+        with PhaseLog(tmp_path, "a", 0, tensorboard=False) as log:
             for step in (1, 2, 3):
                 log.write(step, "train", {"loss": step / 10})
-        with workdirs.PhaseLog(tmp_path, "b", 0, tensorboard=False) as log:
+        with PhaseLog(tmp_path, "b", 0, tensorboard=False) as log:
             log.write(9, "train", {"loss": 0.9})
         path = tmp_path / "metrics.jsonl"
         with path.open("a") as file:
             file.write('{"phase": "a", "st')
-        with workdirs.PhaseLog(tmp_path, "a", 2, tensorboard=False):
+        with PhaseLog(tmp_path, "a", 2, tensorboard=False):
             pass
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         assert [(x["phase"], x["step"]) for x in lines] == [
@@ -145,10 +147,24 @@ class TestPhaseLog:
 class TestWriteText:
     def test_leaves_the_old_file_when_writing_fails(self, tmp_path):
         path = tmp_path / "file.json"
-        workdirs.write_text(path, "old")
+        write_text(path, "old")
         with pytest.raises(UnicodeEncodeError):
-            workdirs.write_text(path, "new \ud800")
+            write_text(path, "new \ud800")
         assert path.read_text() == "old"
+
+
+class TestWriteJson:
+    def test_what_json_cannot_say_is_null(self, tmp_path):
+        path = tmp_path / "file.json"
+        write_json(path, {"a": [1.5, float("nan")], "b": {"c": (float("inf"), None)}})
+        text = path.read_text()
+        assert json.loads(text) == {"a": [1.5, None], "b": {"c": [None, None]}}
+        assert "NaN" not in text and "Infinity" not in text
+
+
+def test_flatten_joins_the_names():
+    tree = {"a": {"b": {"c": 1}, "d": [2, 3]}, "e": None, "f": {}}
+    assert flatten(tree) == {"a.b.c": 1, "a.d": [2, 3], "e": None}
 
 
 class TestCommand:
@@ -179,7 +195,7 @@ class TestCommand:
         assert "python -m train.prepare cifar10" in line
 
     def test_second_run_is_refused_with_status_two(self, tmp_path):
-        with workdirs.claim(tmp_path, tiny_run.make_config(tmp_path)):
+        with claim(tmp_path, tiny_run.make_config(tmp_path)):
             done = run_train(f"--workdir={tmp_path}")
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()

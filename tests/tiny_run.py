@@ -5,8 +5,9 @@ import json
 import jax
 
 from configs import default
-from train import checkpoint, loop
-from train import state as states
+from train.method.build import make_model, make_optimizer, make_schedule
+from train.method.state import create_state
+from train.run import checkpoint
 
 
 def make_config(data_dir, *, phases=("plain", "control", "guided")):
@@ -42,15 +43,13 @@ def make_guided_config(data_dir):
 
 def save_untrained(config, workdir):
     """Write what a run leaves behind, its phases with random weights of their own."""
-    tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
-    model = loop.make_model(config, 10)
+    tx = make_optimizer(config.optimizer, make_schedule(1.0, 2, 0))
+    model = make_model(config, 10)
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(config.to_json())
     lines = []
     for number, phase in enumerate(config.phases):
-        state = states.create_state(
-            jax.random.key(number), model, tx, config.image_size
-        )
+        state = create_state(jax.random.key(number), model, tx, config.image_size)
         with checkpoint.open_manager(workdir / "checkpoints" / phase) as manager:
             checkpoint.save(manager, state, accuracy=0.1, meta={})
             manager.wait_until_finished()

@@ -1,15 +1,19 @@
 """python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from train import command
+from train.errors import UserError
+from train.run.loop import train_and_evaluate
+from train.run.stop import Stopped
+from train.run.watch import NonFiniteError
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 
@@ -42,27 +46,19 @@ _PROFILE = flags.DEFINE_string(
 )
 
 
+@command.run
 def main(argv):
-    """Run the training; a mistake of the caller's is one line and exit status 2."""
+    """Run the training."""
     if len(argv) > 1:
-        print(f"unexpected argument {argv[1]!r}; see --help", file=sys.stderr)
-        return 2
+        raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     # Ours are plain lines; orbax and tfds tell much that no reader of a run needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logger = logging.getLogger("train")
     logger.addHandler(logging.StreamHandler())
     logger.propagate = False
     logger.setLevel(logging.INFO)  # absl has just set the root's
-    import jax
-
-    from train import loop
-
-    try:
-        profile = parse_window(_PROFILE.value)
-        initialize()
-    except (ValueError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    profile = parse_window(_PROFILE.value)
+    initialize()
     workdir = _WORKDIR.value
     if workdir is None:
         name = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -71,45 +67,40 @@ def main(argv):
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         print(f"{workdir}: {devices}", flush=True)
     try:
-        loop.train_and_evaluate(
+        train_and_evaluate(
             flags.FLAGS.config, workdir, profile=profile, table=_EVALUATE.value
         )
-    except ValueError as error:
-        # ConfigError, DatasetError and CheckpointError say one line each.
-        if type(error) is ValueError:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except loop.NonFiniteError as error:
+    except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except loop.Stopped as stopped:
+    except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        return 0
     return 0
 
 
 def initialize():
-    """Join the other processes, if the flags say that there are any."""
-    import jax
+    """Join the other processes, if the flags say that there are any.
 
+    Raises:
+      UserError: the flags do not fit together, or no process is there to join.
+    """
     explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     if not _MULTIHOST.value:
         if any(value is not None for value in explicit):
-            raise ValueError("--coordinator and its kin need --multihost")
+            raise UserError("--coordinator and its kin need --multihost")
         return
     if None in explicit and any(value is not None for value in explicit):
-        raise ValueError(
-            "give --coordinator, --num_processes and --process_id together"
-        )
+        raise UserError("give --coordinator, --num_processes and --process_id together")
     try:
         # Without them jax asks the cluster's environment.
         jax.distributed.initialize(*explicit)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"--multihost: no cluster found here ({error}); give --coordinator, "
             "--num_processes and --process_id"
         ) from error
+    except RuntimeError as error:
+        raise UserError(str(error)) from error
 
 
 def parse_window(text):
@@ -118,11 +109,9 @@ def parse_window(text):
         return None
     first, _, last = text.partition(":")
     if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise ValueError(f"--profile={text}: give FIRST:LAST, such as 10:20")
+        raise UserError(f"--profile={text}: give FIRST:LAST, such as 10:20")
     return int(first), int(last)
 
 
 if __name__ == "__main__":
-    # Read when jax loads XLA: its C++ warnings are of no use to the reader of a run.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app.run(main, flags_parser=command.make_parser(DEFAULT_CONFIG))

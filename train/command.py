@@ -1,12 +1,46 @@
-"""What the commands share: the flag of the configuration, and mistakes in one line.
+"""What the commands share: the flag of the configuration, and one end for mistakes."""
 
-May import absl, ml_collections.
-"""
-
+import functools
+import os
 import sys
 
 from absl import flags
 from ml_collections import config_flags
+
+from train.errors import UserError
+
+REPORT = "This is a fault of the program; please report it with the lines above."
+
+
+def run(main):
+    """A command's ``main``, so that it ends as a user expects.
+
+    A UserError is one line on stderr and exit status 2; an interrupt one line and 130;
+    a reader that has gone away (``| head``) is no error to tell. Any other exception
+    keeps its traceback, which ends with a line that asks for a report.
+    """
+
+    @functools.wraps(main)
+    def run_main(*args, **kwargs) -> int:
+        try:
+            status = main(*args, **kwargs)
+            sys.stdout.flush()
+            return status
+        except UserError as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # Else Python fails once more when it flushes stdout at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # as a shell tells of SIGPIPE
+        except Exception as error:
+            error.add_note(REPORT)
+            raise
+
+    return run_main
 
 
 def define_config(default: str):

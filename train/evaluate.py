@@ -1,60 +1,33 @@
-"""Judge trained phases: the run's own table, and the full evaluation with its report.
+"""Judge trained phases: the full evaluation with its report.
 
     python -m train.evaluate --workdir runs/quickstart [--compare runs/other ...]
 
 writes evaluation.json, evaluation.npz, evaluation.md, pictures and report.html into the
-workdir. What is measured is in ``measures.py``; here it is compiled once, spread over
-the devices and summed up. May import jax, numpy, ``ibsgl_jax``, and ``train``'s own
-modules; ``loop`` only inside functions, because it imports this one.
+workdir.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import json
-import math
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from ibsgl_jax import attribution, metrics
-from train import intervals, measures, saved_run, splits, temperature
-from train.measures import MEASURES
-from train.workdir import ConfigError, write_text
-
-# A map that ranks the pixels like this one under random weights explains no model.
-SANITY_LIMIT = 0.5
-
-# Columns of the printed table.
-COLUMNS = (
-    "accuracy",
-    "nll",
-    "box_share",
-    "pointing",
-    "iou",
-    "overlap",
-    "drop",
-    "increase",
-    "area",
-    "matched_drop",
-    "matched_increase",
-)
-METHOD_COLUMNS = (
-    "drop",
-    "increase",
-    "area",
-    "matched_drop",
-    "matched_increase",
-    "box_share",
-    "pointing",
-)
+from ibsgl_jax import attribution
+from train import command, devices
+from train.data import dataset
+from train.errors import ConfigError
+from train.files import write_json, write_text
+from train.measure import splits, statistics, temperature
+from train.measure.batch import perturb, sensitivity
+from train.measure.catalogue import MEASURES
+from train.measure.methods import SANITY_LIMIT, evaluate_methods
+from train.run import saved_run
+from train.show import report, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,66 +51,6 @@ class Options:
     num_sanity: int = 64
 
 
-# The run's own table, at the end of training.
-
-
-def evaluate_phases(config, model, states, data, workdir) -> dict:
-    """Measure every phase on the test split and write what there is to see.
-
-    Args:
-      config, model: the run's; the model without an axis name.
-      states: dict phase name -> TrainState.
-      data: ``loop.Data``.
-      workdir: gets results.json and before_after.png (from process 0).
-
-    Returns:
-      dict phase name -> dict of means (see ``measures.measure``).
-    """
-    results = {}
-    for name, state in states.items():
-        values = splits.measure_split(config, model, state.variables, data.test)
-        results[name] = {
-            k: intervals.finite_mean(v)
-            for k, v in values.items()
-            if v.ndim == 1 and k != "predicted"
-        }
-    if jax.process_index() == 0:
-        workdir = Path(workdir)
-        record = {"split": config.test_split, "num_images": len(data.test)}
-        text = json.dumps({**record, "phases": results}, indent=2)
-        write_text(workdir / "results.json", text + "\n")
-        print(table(results), flush=True)
-        if config.picture_phases:
-            from train import figures
-
-            figures.write_before_after(config, model, states, data, workdir)
-    return results
-
-
-def table(results: dict) -> str:
-    """Markdown: a row per phase, the columns that were measured."""
-    known = [key for key in COLUMNS if any(key in row for row in results.values())]
-    lines = [
-        "| phase | " + " | ".join(MEASURES[key].title for key in known) + " |",
-        "|---|" + "---|" * len(known),
-    ]
-    for name, row in results.items():
-        cells = [format_value(key, row.get(key)) for key in known]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def format_value(key: str, value) -> str:
-    """A number as tables show it: percents with one digit, others with three."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    percent = MEASURES[key].percent
-    return f"{value * 100:.1f}" if percent else f"{value:.3f}"
-
-
-# The full evaluation.
-
-
 def evaluate_run(
     run: saved_run.Run, source, *, compare=(), options=None, progress=True
 ):
@@ -158,10 +71,12 @@ def evaluate_run(
     options = options or Options()
     start = time.perf_counter()
     num = len(source)
-    perturbed = splits.first_examples(source, min(options.num_perturbed, num))
-    probed = splits.first_examples(source, min(options.num_sensitivity, num))
-    explained = splits.first_examples(source, min(options.num_method_images, num))
-    random_part = splits.first_examples(source, min(options.num_sanity, len(explained)))
+    perturbed = dataset.first_examples(source, min(options.num_perturbed, num))
+    probed = dataset.first_examples(source, min(options.num_sensitivity, num))
+    explained = dataset.first_examples(source, min(options.num_method_images, num))
+    random_part = dataset.first_examples(
+        source, min(options.num_sanity, len(explained))
+    )
     before, after = picture_phases(run)
 
     phases = {name: (run, state) for name, state in run.states.items()}
@@ -192,10 +107,10 @@ def evaluate_run(
             config, owner.model, variables, source, validation=owner.data.validation
         )
         for step, part in (
-            (measures.perturb, perturbed),
-            (measures.sensitivity, probed),
+            (perturb, perturbed),
+            (sensitivity, probed),
         ):
-            fn = splits.compiled(step, config, owner.model)
+            fn = devices.compiled(step, config, owner.model)
             values |= splits.map_split(
                 config,
                 part,
@@ -203,14 +118,14 @@ def evaluate_run(
                 progress=lambda: bar.update(12),
             )
         curves[name] = {
-            kind: [intervals.finite_mean(column) for column in values[kind].T]
+            kind: [statistics.finite_mean(column) for column in values[kind].T]
             for kind in ("fractions", "deletion_curve", "insertion_curve")
         }
         del values["fractions"]
-        summaries[name] = intervals.summarize(values)
+        summaries[name] = statistics.summarize(values)
         per_example |= {f"{name}/{key}": value for key, value in values.items()}
 
-    methods, sanity, maps_values = _evaluate_methods(
+    methods, sanity, maps_values = evaluate_methods(
         run, models, explained, random_part, bar
     )
     per_example |= maps_values
@@ -243,145 +158,11 @@ def evaluate_run(
     return results, per_example
 
 
-def open_split(run: saved_run.Run, options: Options):
-    """The examples of the split that the options name.
-
-    Raises:
-      ConfigError, DatasetError: no such split, or nothing in it.
-    """
-    from train import loop
-
-    if options.split is None or options.split == run.config.test_split:
-        source = run.data.test
-    else:
-        config = run.config.copy_and_resolve_references()
-        config.test_split = options.split
-        source = loop.load_data(config).test
-    if len(source) == 0 or (options.limit is not None and options.limit < 1):
-        raise ConfigError("there is no image to evaluate; raise --limit")
-    return splits.first_examples(source, options.limit)
-
-
 def picture_phases(run) -> tuple[str, str]:
     """The phases that stand for before and after."""
     known = [p for p in run.config.picture_phases if p in run.states]
     names = known if len(known) == 2 else list(run.states)
     return names[0], names[-1]
-
-
-def _evaluate_methods(run, models, explained, random_part, bar):
-    """The table of methods, the check by random weights and the per-example values."""
-    from train import state as states
-
-    config = run.config
-    score_fn = splits.compiled(
-        _score_maps,
-        config,
-        run.model,
-        num_carried=1,
-        matched_area=config.matched_area,
-    )
-    tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
-    fresh = states.create_state(
-        jax.random.key(config.seed + 1), run.model, tx, config.image_size
-    )
-    all_models = {**{name: s.variables for name, s in models.items()}}
-    all_models[None] = fresh.variables
-    moments = {
-        name: splits.data_set_moments(config, run.model, variables, run.data.train)
-        for name, variables in all_models.items()
-    }
-    rows, sanity, per_example = [], {}, {}
-    first = next(iter(models))
-    for method in attribution.METHODS:
-        bar.set_postfix_str(method)
-        fn = splits.compiled(
-            measures.method_maps, config, run.model, num_carried=2, method=method
-        )
-        batch = splits.shard(next(iter(splits.placed_batches(config, explained))))
-        jax.block_until_ready(fn(all_models[first], moments[first], batch))  # compile
-        for name in models:
-            clock = _Clock()
-
-            def score(batch, name=name, clock=clock, fn=fn):
-                with clock:
-                    maps = jax.block_until_ready(
-                        fn(all_models[name], moments[name], batch)
-                    )
-                return {**score_fn(all_models[name], (batch, maps)), "maps": maps}
-
-            values = splits.map_split(
-                config, explained, score, progress=lambda: bar.update(2)
-            )
-            maps = values.pop("maps")
-            if name == first:
-                known = maps[: len(random_part)]
-            summary = intervals.summarize(values)
-            rows.append(
-                {
-                    "method": method,
-                    "model": name,
-                    "ours": method == "hirescam" and config[name].method == "guided",
-                    "ms_per_image": 1e3 * clock.seconds / len(explained),
-                    "undefined_maps": int((~np.isfinite(maps).all(axis=(1, 2))).sum()),
-                    "measures": summary,
-                }
-            )
-            per_example |= {
-                f"{method}/{name}/{key}": value for key, value in values.items()
-            }
-        other = splits.map_split(
-            config,
-            random_part,
-            lambda batch, fn=fn: {"maps": fn(all_models[None], moments[None], batch)},
-            progress=lambda: bar.update(2),
-        )
-        change = measures.map_change(known, other["maps"])
-        sanity[method] = sanity_verdict(change)
-        per_example[f"{method}/sanity"] = change
-    return rows, sanity, per_example
-
-
-def sanity_verdict(correlations) -> dict:
-    """Whether maps follow the weights: they fail if random weights leave them alike.
-
-    Args:
-      correlations: ``measures.map_change`` [N] of a trained and a random network.
-
-    Returns:
-      {mean, low, high, n, passed}; passed if the mean is below ``SANITY_LIMIT``.
-    """
-    known = np.isfinite(correlations)
-    interval = metrics.mean_and_interval(correlations, known)
-    return {
-        **interval._asdict(),
-        "n": int(known.sum()),
-        "passed": bool(interval.mean < SANITY_LIMIT),
-    }
-
-
-def _score_maps(variables, batch_and_maps, *, model, image_stats, matched_area):
-    batch, maps = batch_and_maps
-    return measures.measure_maps(
-        variables,
-        batch,
-        maps,
-        model=model,
-        image_stats=image_stats,
-        matched_area=matched_area,
-    )
-
-
-class _Clock(contextlib.AbstractContextManager):
-    """Adds up the seconds spent inside."""
-
-    seconds = 0.0
-
-    def __enter__(self):
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.seconds += time.perf_counter() - self._start
 
 
 def _phase_differences(run, per_example):
@@ -407,7 +188,7 @@ def _phase_differences(run, per_example):
             reference = controls[0]
             rows[name] = {
                 "reference": reference,
-                "measures": intervals.differences(of(name), of(reference)),
+                "measures": statistics.differences(of(name), of(reference)),
             }
     return rows
 
@@ -441,28 +222,15 @@ def _notes(results, runs):
 
 def write_evaluation(results, per_example, workdir: Path):
     """evaluation.json, evaluation.npz and evaluation.md."""
-    from train import report
-
-    text = json.dumps(_plain(results), indent=1, allow_nan=False)
-    write_text(workdir / "evaluation.json", text + "\n")
+    write_json(workdir / "evaluation.json", results, indent=1)
     with open(workdir / "evaluation.npz", "wb") as file:
         np.savez_compressed(file, **per_example)
-    write_text(workdir / "evaluation.md", report.markdown(results))
+    write_text(workdir / "evaluation.md", tables.evaluation_markdown(results))
 
 
-def _plain(tree: Any):
-    """NaN and infinity become None, which JSON can say."""
-    if isinstance(tree, dict):
-        return {key: _plain(branch) for key, branch in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_plain(branch) for branch in tree]
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return None
-    return tree
-
-
+@command.run
 def main(argv=None) -> int:
-    """The command; a mistake of the caller's is one line and exit status 2."""
+    """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m train.evaluate", description="Evaluate a run; write its report."
     )
@@ -480,46 +248,28 @@ def main(argv=None) -> int:
     options = Options(split=arguments.split, limit=arguments.limit)
     # Orbax and tfds tell much that no reader of a table needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        run = saved_run.Run(arguments.workdir, phases=arguments.phases)
-        check_devices(run.config)
-        others = [
-            _comparable(saved_run.Run(folder, run.data.num_classes), run)
-            for folder in arguments.compare
-        ]
-        source = open_split(run, options)
-        results, per_example = evaluate_run(
-            run,
-            source,
-            compare=others,
-            options=options,
-            progress=not arguments.no_progress,
-        )
-    except ValueError as error:
-        # ConfigError, DatasetError and CheckpointError say one line each.
-        if type(error) is ValueError:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run = saved_run.Run(arguments.workdir, phases=arguments.phases)
+    devices.check_devices(run.config)
+    others = [
+        _comparable(saved_run.Run(folder, run.data.num_classes), run)
+        for folder in arguments.compare
+    ]
+    source = saved_run.open_split(run, options.split, options.limit)
+    results, per_example = evaluate_run(
+        run,
+        source,
+        compare=others,
+        options=options,
+        progress=not arguments.no_progress,
+    )
     for note in results["notes"]:
         print(f"note: {note}", file=sys.stderr)
     if jax.process_index() == 0:
-        from train import report
-
         write_evaluation(results, per_example, run.workdir)
         page = report.write_report(run, source, results, per_example)
         print((run.workdir / "evaluation.md").read_text())
         print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-def check_devices(config):
-    """ConfigError unless a batch can be shared among the devices."""
-    if config.batch_size % jax.device_count():
-        raise ConfigError(
-            f"batch_size={config.batch_size} of the run is not divisible by the "
-            f"{jax.device_count()} devices; evaluate it on a number that divides it"
-        )
 
 
 def _comparable(other, run):
@@ -534,6 +284,4 @@ def _comparable(other, run):
 
 
 if __name__ == "__main__":
-    # Read when jax loads XLA: its C++ warnings are of no use to the reader of a table.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(main())

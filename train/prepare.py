@@ -1,16 +1,17 @@
 """python -m train.prepare NAME [--data_dir=...] [--manual_dir=...]: a data set, once.
 
 The embedded set needs nothing. The others need TensorFlow while they are prepared, in
-an environment of their own; what they leave is read without it. May import absl, tfds.
+an environment of their own; what they leave is read without it.
 """
 
 import importlib.util
-import sys
 from pathlib import Path
 
 from absl import app, flags
 
-from train.data import pipeline
+from train import command
+from train.data import sources
+from train.errors import DatasetError, UserError
 
 # Files that tfds does not download itself.
 MANUAL = {
@@ -36,19 +37,19 @@ def prepare(name, data_dir, manual_dir=None) -> str:
       DatasetError: something is missing; the message says what and what to do.
     """
     try:
-        builder = pipeline.prepare(name, data_dir)
+        builder = sources.prepare(name, data_dir)
         return f"{name} is prepared in {builder.data_path}"
-    except pipeline.DatasetError:
+    except DatasetError:
         pass
     if importlib.util.find_spec("tensorflow") is None:
-        raise pipeline.DatasetError(
+        raise DatasetError(
             f"preparing {name} needs TensorFlow, once; in an environment of its own: "
             f"{NEEDS}; then repeat this command there"
         )
     files = MANUAL.get(name.split("/")[0], ())
     missing = [f for f in files if not (manual_dir and Path(manual_dir, f).exists())]
     if missing:
-        raise pipeline.DatasetError(
+        raise DatasetError(
             f"{name} needs {' and '.join(missing)} from its publisher; give their "
             "folder as --manual_dir"
         )
@@ -57,21 +58,17 @@ def prepare(name, data_dir, manual_dir=None) -> str:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise pipeline.DatasetError(str(error).splitlines()[0]) from error
+        raise DatasetError(str(error).splitlines()[0]) from error
     options = tfds.download.DownloadConfig(manual_dir=manual_dir)
     builder.download_and_prepare(download_config=options)
     return f"{name} is prepared in {builder.data_path}"
 
 
+@command.run
 def main(argv):
     if len(argv) != 2:
-        print("error: usage: python -m train.prepare NAME", file=sys.stderr)
-        return 2
-    try:
-        print(prepare(argv[1], _DATA_DIR.value, _MANUAL_DIR.value))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise UserError("usage: python -m train.prepare NAME")
+    print(prepare(argv[1], _DATA_DIR.value, _MANUAL_DIR.value))
     return 0
 
 

@@ -2,14 +2,12 @@
 
 Bottleneck maps of one phase's network, without training, by layer, number of steps and
 number of samples; several workdirs are seeds of the same configuration. Printed are
-means over the seeds with half of the 95 % interval. May import jax, numpy,
-``ibsgl_jax`` and ``train``'s own modules.
+means over the seeds with half of the 95 % interval.
 """
 
 import argparse
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +19,16 @@ import numpy as np
 from ibsgl_jax import attribution, bottleneck, feature_stats, metrics, saliency, tapping
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
-from train import evaluate, measures, saved_run, splits
-from train.data import pipeline
-from train.step import normalize_images
-from train.sweep import mean_and_margin
-from train.workdir import write_text
+from train import command
+from train.data import dataset
+from train.data.batches import iterate
+from train.files import write_json
+from train.measure import splits
+from train.measure.batch import target_mask
+from train.measure.seeds import mean_and_margin
+from train.method.step import normalize_images
+from train.run import saved_run
+from train.show import tables
 
 COLUMNS = {
     "box_share": "box share",
@@ -81,7 +84,7 @@ def measure(run, phase: str, source, teacher: Teacher | None) -> dict:
         maps_fn = _bottleneck_maps(teacher, moments, features_fn, head_fn)
     sums = {name: np.zeros(2) for name in COLUMNS}
     for batch in splits.placed_batches(config, source):
-        images = normalize_images(batch["image"], **splits.image_stats(config))
+        images = normalize_images(batch["image"], **dataset.image_stats(config))
         labels, real = jnp.asarray(batch["label"]), jnp.asarray(batch["example_mask"])
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(
             batch["place"]
@@ -89,7 +92,7 @@ def measure(run, phase: str, source, teacher: Teacher | None) -> dict:
         others = saliency.runner_up(logits_fn(images), labels)
         small, small_others = (maps_fn(keys, images, c) for c in (labels, others))
         maps = saliency.upsample(small, images.shape[1:3])
-        target = measures.target_mask(batch)
+        target = target_mask(batch)
         share, known = metrics.box_share(maps, target)
         hit, hit_known = metrics.pointing_hit(maps, target)
         correlation = _correlation(small, small_others)
@@ -122,15 +125,15 @@ def _bottleneck_maps(teacher, moments, features_fn, head_fn):
 
 
 def _moments(config, features_fn, source):
-    part = splits.first_examples(source, NUM_STATISTICS)
+    part = dataset.first_examples(source, NUM_STATISTICS)
 
     @jax.jit
     def update(stats, images, mask):
-        images = normalize_images(images, **splits.image_stats(config))
+        images = normalize_images(images, **dataset.image_stats(config))
         return feature_stats.update(stats, features_fn(images), mask)
 
     stats = None
-    for batch in pipeline.iterate(splits.eval_batches(config, part, shard=(0, 1))):
+    for batch in iterate(dataset.eval_batches(config, part, shard=(0, 1))):
         if stats is None:
             images = jnp.zeros(batch["image"].shape, jnp.float32)
             shape = jax.eval_shape(jax.jit(features_fn), images).shape
@@ -152,21 +155,21 @@ def _correlation(maps, others):
 
 def table(rows: dict) -> str:
     """Markdown of {title: [dict per seed]}: mean and half of the 95 % interval."""
-    lines = [
-        "| map | " + " | ".join(COLUMNS.values()) + " |",
-        "|---|" + "---|" * len(COLUMNS),
-    ]
-    for title, seeds in rows.items():
-        cells = []
-        for name in COLUMNS:
-            mean, margin = mean_and_margin([seed[name] for seed in seeds])
-            cells.append(
-                f"{mean:.3f} ± {margin:.3f}" if len(seeds) > 1 else f"{mean:.3f}"
-            )
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def cell(values):
+        mean, margin = mean_and_margin(values)
+        return f"{mean:.3f} ± {margin:.3f}" if len(values) > 1 else f"{mean:.3f}"
+
+    return tables.markdown(
+        ("map", *COLUMNS.values()),
+        [
+            (title, *(cell([seed[name] for seed in seeds]) for name in COLUMNS))
+            for title, seeds in rows.items()
+        ],
+    )
 
 
+@command.run
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.teachers", description=__doc__.splitlines()[0]
@@ -189,15 +192,14 @@ def main(argv=None) -> int:
         path = Path(workdir) / f"teachers_{args.split}.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         run = saved_run.Run(workdir, phases=(args.phase,))
-        options = evaluate.Options(split=args.split, limit=args.limit)
-        source = evaluate.open_split(run, options)
+        source = saved_run.open_split(run, args.split, args.limit)
         for teacher in teachers:
             title = teacher.title() if teacher else "L^c"
             key = f"{args.phase}, {args.limit} images: {title}"
             if key not in known:
                 print(f"{workdir}: {title}", file=sys.stderr, flush=True)
                 known[key] = measure(run, args.phase, source, teacher)
-                write_text(path, json.dumps(known, indent=1) + "\n")
+                write_json(path, known, indent=1)
             rows.setdefault(title, []).append(known[key])
     print(f"{len(args.workdir)} seeds, phase {args.phase}, {args.split} split\n")
     print(table(rows))
@@ -205,5 +207,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""Data of the training program: the embedded set and the input pipeline."""
+"""Data sets: from prepared records to batches."""

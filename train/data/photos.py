@@ -1,7 +1,7 @@
 """What the embedded data sets share: an object of ours on a crop of a photograph.
 
 A split owns a vertical strip of every picture, so no pixel of a test image occurs in a
-training image. May import tfds and PIL; the pictures lie in installed packages.
+training image. The pictures lie in installed packages.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+
+from train.errors import DatasetError
 
 # Share of a picture's width that each split owns.
 SHARES = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
@@ -53,23 +55,23 @@ def make_config(builder_class, name: str, options: dict) -> PhotoConfig:
         of the name, as in "shortcut_image_size64".
 
     Raises:
-      ValueError: for an unknown name or option, or a size out of range.
+      DatasetError: for an unknown name or option, or a size out of range.
     """
     known = {config.name: config for config in builder_class.BUILDER_CONFIGS}
     if name not in known:
-        raise ValueError(
+        raise DatasetError(
             f"{builder_class.name} has no config {name!r}; "
             f"choose {' or '.join(map(repr, known))}"
         )
     changed = {}
     for option, value in options.items():
         if option not in _LEAST:
-            raise ValueError(
+            raise DatasetError(
                 f"{builder_class.name} has no option {option!r}; "
                 f"it has {', '.join(_LEAST)}"
             )
         if not isinstance(value, int) or value < _LEAST[option]:
-            raise ValueError(
+            raise DatasetError(
                 f"{builder_class.name}: {option} is {value!r}; "
                 f"give an integer of at least {_LEAST[option]}"
             )

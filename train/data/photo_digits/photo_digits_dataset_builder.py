@@ -3,7 +3,7 @@
 Digits are scikit-learn's `load_digits` (8 x 8, written by hand); backgrounds are
 crops of ten photographs inside the scikit-image and scikit-learn packages. A split
 owns its digit samples and a vertical strip of every photograph, so no pixel of a
-test image occurs in a training image. May import tfds, PIL, sklearn and skimage.
+test image occurs in a training image.
 """
 
 import dataclasses

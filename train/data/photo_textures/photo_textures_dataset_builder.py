@@ -4,7 +4,7 @@ A smooth random shape, the same for all classes, is cut out of a picture of a ma
 and pasted on a crop of a photograph; the class is the material. Patches are grey, of
 random brightness, contrast and tint, turned and mirrored, so that only the texture
 tells the class. All pictures lie inside the scikit-image and scikit-learn packages; a
-split owns a vertical strip of each. May import tfds, PIL and skimage's files.
+split owns a vertical strip of each.
 """
 
 import numpy as np

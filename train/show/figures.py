@@ -1,4 +1,4 @@
-"""Pictures of what a run learnt. May import matplotlib, jax and ``train.splits``.
+"""Pictures of what a run learnt.
 
 Every picture takes the first images of the split, unselected.
 """
@@ -13,8 +13,10 @@ import numpy as np
 from ibsgl_jax import bottleneck, metrics, perturbation, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
-from train import measures, splits
-from train.step import normalize_images
+from train.data import dataset
+from train.measure import splits
+from train.measure.batch import DELETED, black_pixel, class_maps, make_prob_fn
+from train.method.step import normalize_images
 
 CURVE_STEPS = 20  # of the deletion curve
 
@@ -110,16 +112,16 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
     probability. One row per image and phase.
     """
     batch = _first_images(config, data.test, 3)
-    images = normalize_images(batch["image"], **splits.image_stats(config))
+    images = normalize_images(batch["image"], **dataset.image_stats(config))
     labels = jnp.asarray(batch["label"])
-    black = measures.black(splits.image_stats(config))
+    black = black_pixel(dataset.image_stats(config))
 
     @functools.partial(jax.jit, static_argnames="fractions")
     def deleted(variables, fractions):
-        maps = measures.class_maps(
-            variables, batch, model=model, image_stats=splits.image_stats(config)
+        maps = class_maps(
+            variables, batch, model=model, image_stats=dataset.image_stats(config)
         )
-        prob_fn = measures.make_prob_fn(model, variables, labels)
+        prob_fn = make_prob_fn(model, variables, labels)
         seen = [
             perturbation.delete_pixels(images, maps, black, fraction=fraction)
             for fraction in fractions
@@ -129,15 +131,13 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
         )
         return jnp.stack(seen), jnp.stack([prob_fn(x) for x in seen]), curve
 
-    figure, axes = _grid(2 * len(labels), len(measures.DELETED) + 1)
+    figure, axes = _grid(2 * len(labels), len(DELETED) + 1)
     for number, phase in enumerate(phases):
-        seen, probs, curve = jax.device_get(
-            deleted(states[phase].variables, measures.DELETED)
-        )
-        pictures = _to_pixels(seen, **splits.image_stats(config))
+        seen, probs, curve = jax.device_get(deleted(states[phase].variables, DELETED))
+        pictures = _to_pixels(seen, **dataset.image_stats(config))
         for image in range(len(labels)):
             row = axes[2 * image + number]
-            for column, fraction in enumerate(measures.DELETED):
+            for column, fraction in enumerate(DELETED):
                 axis = row[column]
                 axis.set_xticks([])
                 axis.set_yticks([])
@@ -198,13 +198,13 @@ def overlay(image, heat, *, bbox=None, side: int = 144):
 
 def _first_images(config, source, number):
     number = min(number, len(source))
-    batch = splits.eval_batches(config, source, shard=(0, 1))[0]
+    batch = dataset.eval_batches(config, source, shard=(0, 1))[0]
     return {k: v[:number] for k, v in batch.items()}
 
 
 def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
     """Per phase L^c, L^p, their minimum and L^ib at image size, and what is said."""
-    stats = splits.image_stats(config)
+    stats = dataset.image_stats(config)
     images = normalize_images(batch["image"], **stats)
     labels, size = jnp.asarray(batch["label"]), images.shape[1:3]
 

@@ -1,14 +1,11 @@
-"""The picture of a sweep: every measure a panel, every phase a row.
-
-May import numpy, matplotlib where used, and ``train.measures`` and ``train.scores``.
-"""
+"""The picture of a sweep: every measure a panel, every phase a row."""
 
 from pathlib import Path
 
 import numpy as np
 
-from train import scores
-from train.measures import MEASURES
+from train.measure import scores_file
+from train.measure.catalogue import MEASURES
 
 PANELS = (
     "box_share",
@@ -34,8 +31,8 @@ def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
     with another control are set apart.
 
     Args:
-      summary: as from ``sweep.summarize``.
-      records: dict seed -> record, as from ``scores.read``.
+      summary: as from ``seeds.summarize``.
+      records: dict seed -> record, as from ``scores_file.read``.
       path: PNG to write.
       panels: measures; those that nobody measured are left out.
     """
@@ -59,7 +56,7 @@ def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
             if entry is None or not entry["n"]:
                 continue
             dots = [
-                scores.means(record["phases"].get(phase, {})).get(key)
+                scores_file.means(record["phases"].get(phase, {})).get(key)
                 for record in records.values()
             ]
             dots = [scale * dot for dot in dots if dot is not None]

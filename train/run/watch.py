@@ -1,7 +1,4 @@
-"""What is watched while a phase runs: sums of metrics, memory, traces.
-
-May import jax and numpy.
-"""
+"""What is watched while a phase runs: sums of metrics, memory, traces."""
 
 import math
 import resource

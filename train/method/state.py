@@ -1,13 +1,9 @@
-"""What a training run carries from step to step, and how it moves.
-
-May import jax, flax, optax and ``ibsgl_jax``.
-"""
+"""What a training run carries from step to step."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from ibsgl_jax import feature_stats, tapping
@@ -91,7 +87,7 @@ def restart(
     )
 
 
-def options(config, phase) -> dict:
+def state_options(config, phase) -> dict:
     """What ``create_state`` and ``restart`` take from a config and one of its phases.
 
     Fields that a run of an earlier version lacks are off.
@@ -114,40 +110,3 @@ def tap(model, variables, layer: str, image_shape):
             model, variables, layer, image_shape=image_shape, train=False
         )
     return make_features_fn(model, variables), make_head_fn(model, variables)
-
-
-def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):
-    """Linear warm-up from zero, then a cosine down to zero at num_steps."""
-    cosine = optax.cosine_decay_schedule(learning_rate, num_steps - warmup_steps)
-    if warmup_steps == 0:
-        return cosine
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, cosine], [warmup_steps])
-
-
-def make_optimizer(optimizer, schedule) -> optax.GradientTransformation:
-    """The optimizer that ``config.optimizer`` describes.
-
-    Weight decay leaves out every parameter of rank below two: biases, and the scales
-    and offsets of normalisation.
-
-    Args:
-      optimizer: fields name ("adam" or "sgd"), weight_decay, momentum (sgd), and
-        max_grad_norm (0 for no clipping).
-      schedule: step -> learning rate.
-    """
-    chain = []
-    if optimizer.max_grad_norm:
-        chain.append(optax.clip_by_global_norm(optimizer.max_grad_norm))
-    decay = optax.add_decayed_weights(
-        optimizer.weight_decay,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
-    )
-    if optimizer.name == "adam":
-        chain += [optax.scale_by_adam(), decay]
-    elif optimizer.name == "sgd":
-        # Decay before momentum: the usual L2 penalty of the ResNet recipes.
-        chain += [decay, optax.trace(optimizer.momentum, nesterov=True)]
-    else:
-        raise ValueError(f"optimizer {optimizer.name!r}: choose 'adam' or 'sgd'")
-    return optax.chain(*chain, optax.scale_by_learning_rate(schedule))

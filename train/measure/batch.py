@@ -1,261 +1,30 @@
 """What is measured about a model and its maps, per example, on one batch.
 
-Steps of (variables, batch), pure, which ``train/evaluate.py`` wraps in pmap. Maps are
-of the true class and at the image's resolution. May import jax, ``ibsgl_jax`` and
-``train.step``. ``MEASURES`` names every measure and says exactly what it is.
+Pure steps of (variables, batch), which ``devices.compiled`` spreads. Maps are of the
+true class and at the image's resolution; ``catalogue.MEASURES`` says what each is.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ibsgl_jax import attribution, metrics, perturbation, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
-from train.step import normalize_images
+from train.measure.catalogue import (
+    NUM_MASKS,
+    NUM_SIZES,
+    NUM_STEPS,
+    NUM_THRESHOLDS,
+    ROAD_FRACTIONS,
+    TILES_PER_SIDE,
+)
+from train.method.step import normalize_images
 
 DELETED = (0.0, 0.3, 0.6, 0.9)  # shares of the pixels in the deletion figure
 SUBSTRATES = ("black", "mean", "blur")
-NUM_STEPS = 20  # of the deletion and degradation curves
-ROAD_FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
-NUM_SIZES, NUM_MASKS = 8, 50  # of Sensitivity-n
-NUM_THRESHOLDS = 20
-NUM_BINS = 15
-TILES_PER_SIDE = 12
+
+
 BOTTLENECK = BottleneckConfig(num_steps=20)
-
-
-class Measure(NamedTuple):
-    """How a measure is shown and what it is.
-
-    better: "higher", "lower", or "" where neither is. percent: shown times 100.
-    """
-
-    group: str
-    title: str
-    better: str
-    percent: bool
-    definition: str
-
-
-def _measures():
-    matched = "; each map raised to the power that gives it the common mean area"
-    drop = (
-        "Average Drop (Chattopadhay et al. 2018): mean of max(p - o, 0) / p, where p "
-        "is the label's softmax probability on the image and o on the "
-    )
-    increase = "Average Increase: share of images with o > p, o on the "
-    product = "normalised image times map / max(map) (hidden pixels: mean colour)"
-    half = (
-        "image with the 50 % most salient pixels kept, unscaled, the others at the "
-        "mean colour (Score-CAM's variant)"
-    )
-    yield "accuracy", Measure("Prediction", "accuracy", "higher", False, "Top 1.")
-    yield (
-        "nll",
-        Measure(
-            "Prediction",
-            "NLL",
-            "lower",
-            False,
-            "Negative log-likelihood of the label, nats.",
-        ),
-    )
-    yield (
-        "calibration_error",
-        Measure(
-            "Prediction",
-            "calibration error",
-            "lower",
-            False,
-            f"Expected calibration error, {NUM_BINS} equal bins of the confidence "
-            "(Guo et al. 2017). Resampling adds to it: its interval lies high.",
-        ),
-    )
-    scaled = "after dividing the logits by one temperature, fitted on validation"
-    for name, title, better, text in (
-        ("nll_scaled", "NLL, scaled", "lower", f"NLL {scaled} (Guo et al. 2017)."),
-        (
-            "calibration_scaled",
-            "calibration error, scaled",
-            "lower",
-            f"Calibration error {scaled}.",
-        ),
-        (
-            "temperature",
-            "temperature",
-            "",
-            "That temperature: above 1 the network is too sure of itself, below 1 not "
-            "sure enough.",
-        ),
-    ):
-        yield name, Measure("Prediction", title, better, False, text)
-    for name, title, text in (
-        (
-            "box_share",
-            "box share",
-            "Share of the positive saliency inside the box (energy pointing game).",
-        ),
-        (
-            "pointing",
-            "pointing",
-            "Pointing game: share of maps whose maximum lies in the box; no tolerance, "
-            "any of equal maxima; a constant map misses.",
-        ),
-        (
-            "iou",
-            "IoU at .5",
-            "Intersection over union of the box and the pixels above half the maximum.",
-        ),
-        (
-            "iou_best",
-            "IoU, best",
-            "The same at the one threshold, common to all images and chosen on this "
-            f"split, with the best mean (grid of {NUM_THRESHOLDS}).",
-        ),
-        (
-            "iou_oracle",
-            "IoU, oracle",
-            "The same with the best threshold of each image.",
-        ),
-        (
-            "bbox_ratio",
-            "bbox ratio",
-            "IBA's: share of the n most salient pixels that lie in the box of n "
-            "pixels; boxes of at most 33 % of the image.",
-        ),
-    ):
-        yield name, Measure("Localisation", title, "higher", False, text)
-    for name, title, text in (
-        ("p_box_share", "box share of L^p", "Share of L^p of the runner-up p in"),
-        ("p_pointing", "pointing of L^p", "Share of maps L^p whose maximum lies in"),
-    ):
-        definition = f"{text} the true object's box; low where the maps separate."
-        yield name, Measure("Localisation", title, "", False, definition)
-    for prefix, title, text in (
-        ("", "", product),
-        ("matched_", ", equal area", product + matched),
-        ("half_", ", 50 % pixels", half),
-    ):
-        yield (
-            prefix + "drop",
-            Measure("Faithfulness", "AD %" + title, "lower", True, drop + text + "."),
-        )
-        yield (
-            prefix + "increase",
-            Measure(
-                "Faithfulness", "AI %" + title, "higher", True, increase + text + "."
-            ),
-        )
-    yield (
-        "area",
-        Measure(
-            "Faithfulness",
-            "map area",
-            "",
-            False,
-            "Mean of map / max(map). AD and AI reward large maps: read them together.",
-        ),
-    )
-    for substrate, what in (
-        ("black", "black"),
-        ("mean", "the image's mean colour"),
-        ("blur", "the image blurred (sigma 5, 11 x 11)"),
-    ):
-        for name, title, better in (
-            ("deletion", "Deletion AUC", "lower"),
-            ("insertion", "Insertion AUC", "higher"),
-        ):
-            verb = "replaced by" if name == "deletion" else "restored, starting from"
-            yield (
-                f"{name}_{substrate}",
-                Measure(
-                    "Perturbation",
-                    f"{title}, {substrate}",
-                    better,
-                    False,
-                    f"RISE: area under the label's probability while the most salient "
-                    f"pixels are {verb} {what}, {NUM_STEPS} steps; not divided by p.",
-                ),
-            )
-    tiles = (
-        "IBA's degradation: area under the label's probability while tiles "
-        f"({TILES_PER_SIDE} a side) become the image's mean colour, "
-    )
-    yield (
-        "morf",
-        Measure(
-            "Perturbation",
-            "MoRF",
-            "lower",
-            False,
-            tiles + "most relevant first.",
-        ),
-    )
-    yield (
-        "lerf",
-        Measure(
-            "Perturbation",
-            "LeRF",
-            "higher",
-            False,
-            tiles + "least relevant first.",
-        ),
-    )
-    yield (
-        "degradation",
-        Measure(
-            "Perturbation",
-            "LeRF - MoRF",
-            "higher",
-            False,
-            "The area between the two degradation curves.",
-        ),
-    )
-    yield (
-        "road",
-        Measure(
-            "Perturbation",
-            "ROAD",
-            "higher",
-            False,
-            "Mean over the fractions "
-            + ", ".join(f"{f:g}" for f in ROAD_FRACTIONS)
-            + " of (LeRF - MoRF) / 2, the label's probability after noisy linear "
-            "imputation (noise .01).",
-        ),
-    )
-    yield (
-        "sensitivity_n",
-        Measure(
-            "Perturbation",
-            "Sensitivity-n",
-            "higher",
-            False,
-            f"Pearson correlation over {NUM_MASKS} random sets of n pixels between "
-            "their saliency and the label's logit lost when they become the mean "
-            f"colour; mean over {NUM_SIZES} sizes n from 1 pixel to 80 %.",
-        ),
-    )
-    for name, title, better, text in (
-        (
-            "overlap",
-            "overlap",
-            "lower",
-            "2 sum(min(L^c, L^p)) / sum(L^c + L^p) of the true class c and the "
-            "runner-up p. It also falls when one map loses mass.",
-        ),
-        ("cosine", "cosine", "lower", "Cosine of L^c and L^p."),
-        ("mass_c", "mass of L^c", "", "Sum of L^c over the features' cells, logits."),
-        ("mass_p", "mass of L^p", "", "Sum of L^p over the features' cells, logits."),
-        ("blank", "blank maps", "lower", "Share of images whose L^c is all zero."),
-    ):
-        yield name, Measure("Two maps", title, better, False, text)
-
-
-MEASURES = dict(_measures())
 
 
 def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
@@ -380,7 +149,7 @@ def perturb(
     prob_fn = make_prob_fn(model, variables, batch["label"])
     maps = class_maps(variables, batch, model=model, image_stats=image_stats)
     baselines = {
-        "black": black(image_stats),
+        "black": black_pixel(image_stats),
         "mean": perturbation.mean_baseline(images),
         "blur": perturbation.blur_baseline(images),
     }
@@ -481,6 +250,12 @@ def method_maps(variables, moments, batch, *, method, model, image_stats):
     )
 
 
+def measure_method(variables, moments, batch, *, method, matched_area, **bound):
+    """``batch.measure_maps`` of the maps of one method, in one program."""
+    maps = method_maps(variables, moments, batch, method=method, **bound)
+    return measure_maps(variables, batch, maps, matched_area=matched_area, **bound)
+
+
 def class_maps(variables, batch, *, model, image_stats):
     """L^c of the true class, [N, H, W]."""
     images = normalize_images(batch["image"], **image_stats)
@@ -509,40 +284,6 @@ def target_mask(batch):
     return batch["mask"] > 0 if "mask" in batch else None
 
 
-def black(image_stats):
+def black_pixel(image_stats):
     """A black pixel, normalised: [3]."""
     return -jnp.asarray(image_stats["mean"]) / jnp.asarray(image_stats["std"])
-
-
-def map_change(maps, other_maps) -> np.ndarray:
-    """How little maps change between two networks: rank correlation [N].
-
-    1 for maps that are equal up to scale, constant ones among them, which have no
-    rank correlation; NaN where a map is not finite.
-    """
-    correlation = metrics.rank_correlation(maps, other_maps)
-    same = jnp.all(
-        jnp.isclose(_scaled(maps), _scaled(other_maps), atol=1e-6), axis=(1, 2)
-    )
-    return np.asarray(jnp.where(same, 1.0, correlation))
-
-
-def _scaled(maps):
-    peak = jnp.max(jnp.abs(maps), axis=(1, 2), keepdims=True)
-    return maps / jnp.where(peak == 0, 1.0, peak)
-
-
-def calibration_error(confidence, correct) -> float:
-    """``metrics.calibration_error`` of NumPy arrays [N] over a whole split."""
-    index = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-
-    def bin_sums(weights):
-        return np.bincount(index, weights, NUM_BINS)
-
-    bins = metrics.CalibrationBins(
-        confidence=bin_sums(confidence),
-        correct=bin_sums(correct),
-        count=bin_sums(np.ones(len(index))),
-    )
-    gap = np.abs(bins.correct - bins.confidence).sum()
-    return float(gap / max(bins.count.sum(), 1))

@@ -1,7 +1,7 @@
 """Rivals to train against: Saliency Guided Training and ICASC's attention separation.
 
-Pure steps with the signature of ``train/step.py``, so that ``python -m train`` runs
-them as phases. May import jax, ``ibsgl_jax`` and ``train.step``.
+Pure steps with the signature of ``step.plain_step``, so that ``python -m train`` runs
+them as phases.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from ibsgl_jax import losses, metrics, saliency
 from ibsgl_jax.models import make_head_fn
-from train.step import penalized_step
+from train.method.step import penalized_step
 
 
 def saliency_guided_step(state, batch, *, mask_fraction, weight, **options):
@@ -24,12 +24,12 @@ def saliency_guided_step(state, batch, *, mask_fraction, weight, **options):
     batch; the running statistics are those of x.
 
     Args:
-      state, batch, **options: as in ``step.guided_step``.
+      state, batch, **options: as in ``guided.guided_step``.
       mask_fraction: in (0, 1).
       weight: lambda of the divergence.
 
     Returns:
-      (state, metrics), as ``step.guided_step``.
+      (state, metrics), as ``guided.guided_step``.
 
     Reference: Ismail et al., "Improving Deep Learning Interpretability by Saliency
     Guided Training", NeurIPS 2021, Algorithm 1. Where we differ: magnitudes, where the
@@ -101,12 +101,12 @@ def icasc_step(state, batch, *, weight, omega, threshold, **options):
     through the maps into backbone and head, so it is of second order in the head.
 
     Args:
-      state, batch, **options: as in ``step.guided_step``.
+      state, batch, **options: as in ``guided.guided_step``.
       weight: of the separation; the paper's is 1.
       omega, threshold: of the soft mask, see ``losses.soft_mask``.
 
     Returns:
-      (state, metrics), as ``step.guided_step``.
+      (state, metrics), as ``guided.guided_step``.
 
     Reference: Wang et al., "Sharpen Focus: Learning with Attention Separability and
     Consistency", ICCV 2019. Its separation at an inner layer and its consistency

@@ -1,7 +1,7 @@
 """What the text of a compiled program says: its collectives, its main memory traffic.
 
 The compiler's own count of bytes takes the body of a loop once, whatever the number of
-trips, and does not ask where an array lives. Imports nothing but the standard library.
+trips, and does not ask where an array lives.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Save, verify and restore training states with orbax.
 
 Each save carries a checksum of its arrays. A checkpoint that cannot be read or does not
-match is named and passed over for the one before it. May import orbax, jax, numpy.
+match is named and passed over for the one before it.
 """
 
 import contextlib
@@ -14,8 +14,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from train.workdir import write_text
+from train.errors import CheckpointError
+from train.files import write_text
 
 LOGGER = logging.getLogger("train")
 # The newest ones kept, beside the best by validation accuracy.
@@ -23,10 +25,6 @@ NUM_LATEST = 2
 TRASH = "trash"
 # In a checkpoint's folder once it is whole: the checksum of every other file.
 FILES = "files.json"
-
-
-class CheckpointError(ValueError):
-    """No usable checkpoint; the message names the folder and what to do."""
 
 
 @contextlib.contextmanager
@@ -242,8 +240,6 @@ def _set_aside(folder: Path, steps):
 def _wait(name):
     """Until every process has come here."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices(name)
 
 

@@ -3,15 +3,15 @@
 A guided network is less sure of itself than its control. Dividing all logits by one
 number changes no prediction and no normalised saliency map, so the likelihood and the
 calibration that remain after it are those that a user gets who does so (Guo et al.,
-"On Calibration of Modern Neural Networks", ICML 2017). May import jax, numpy, scipy and
-``train``'s own modules.
+"On Calibration of Modern Neural Networks", ICML 2017).
 """
 
 import numpy as np
 
 from ibsgl_jax.models import make_head_fn
-from train import splits
-from train.step import normalize_images
+from train import devices
+from train.measure import splits
+from train.method.step import normalize_images
 
 # Of the search; a network outside of it is not one that a temperature mends.
 LOWEST, HIGHEST = 0.05, 20.0
@@ -25,7 +25,7 @@ def measure_split(config, model, variables, source, *, validation) -> dict:
 
 def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:
     """(logits float32 [N, C], labels int [N]) of a split, in its order."""
-    step = splits.compiled(_logits, config, model)
+    step = devices.compiled(_logits, config, model)
     values = splits.map_split(config, source, lambda batch: step(variables, batch))
     return values["logits"], values["labels"]
 

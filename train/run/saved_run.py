@@ -1,8 +1,4 @@
-"""A finished run, read back: its configuration, model and the states of its phases.
-
-May import jax, ``ml_collections`` and ``train``'s own modules; ``loop`` only inside
-functions, because it imports this module's importer.
-"""
+"""A finished run, read back: its configuration, model and the states of its phases."""
 
 import functools
 import json
@@ -10,8 +6,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from train.workdir import ConfigError
+from train.data import dataset
+from train.errors import ConfigError
+from train.method.build import make_model, make_optimizer, make_schedule
+from train.method.state import create_state, state_options
+from train.run import checkpoint
 
 
 class Run:
@@ -30,9 +31,7 @@ class Run:
             self.config.phases = choose_phases(self.config, phases)
         self.data = None
         if num_classes is None:
-            from train import loop
-
-            self.data = loop.load_data(self.config)
+            self.data = dataset.load_data(self.config)
             num_classes = self.data.num_classes
         self.model, self.states, self.notes = load_states(
             self.config, num_classes, self.workdir
@@ -45,7 +44,6 @@ def load_config(workdir: Path):
     Raises:
       ConfigError: there is no run in the folder.
     """
-    from ml_collections import ConfigDict
 
     try:
         return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
@@ -89,20 +87,18 @@ def load_states(config, num_classes: int, workdir: Path):
       ConfigError: no phase has a checkpoint, or one is of another model.
       CheckpointError: a checkpoint cannot be read.
     """
-    from train import checkpoint, loop
-    from train import state as states
 
-    model = loop.make_model(config, num_classes)
-    tx = states.make_optimizer(config.optimizer, states.make_schedule(1.0, 2, 0))
+    model = make_model(config, num_classes)
+    tx = make_optimizer(config.optimizer, make_schedule(1.0, 2, 0))
     loaded, notes = {}, []
     for phase in config.phases:
         like = jax.eval_shape(
             functools.partial(
-                states.create_state,
+                create_state,
                 jax.random.key(0),
                 model,
                 tx,
-                **states.options(config, config[phase]),
+                **state_options(config, config[phase]),
             )
         )
         folder = workdir / "checkpoints" / phase
@@ -162,3 +158,25 @@ def _shapes(tree) -> dict:
         for path, leaf in leaves
         if hasattr(leaf, "shape")
     }
+
+
+def open_split(run: Run, split: str | None = None, limit: int | None = None):
+    """The examples of a split of the run's data set.
+
+    Args:
+      run: with its data.
+      split: of the data set; the config's test split if None.
+      limit: so many at most, the first ones.
+
+    Raises:
+      ConfigError, DatasetError: no such split, or nothing in it.
+    """
+    if split is None or split == run.config.test_split:
+        source = run.data.test
+    else:
+        config = run.config.copy_and_resolve_references()
+        config.test_split = split
+        source = dataset.load_data(config).test
+    if len(source) == 0 or (limit is not None and limit < 1):
+        raise ConfigError("there is no image to evaluate; raise --limit")
+    return dataset.first_examples(source, limit)

@@ -1,23 +1,18 @@
-"""What a configuration may say, and what is made of it.
-
-May import jax, optax, ``ibsgl_jax`` and ``train``'s own modules except ``loop``.
-"""
+"""What a configuration may say."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from ibsgl_jax import guidance, models
-from ibsgl_jax.bottleneck import BottleneckConfig
-from train import baselines
-from train import state as states
-from train import step as steps
-from train.data import pipeline
-from train.workdir import ConfigError
+from ibsgl_jax import models
+from train.data import transforms
+from train.errors import ConfigError
+from train.method import rivals
+from train.method.build import guidance_config, make_model
+from train.method.guided import ROUTES, TEACHERS
+from train.method.state import create_state, state_options
 
-METHODS = ("plain", "guided", *baselines.STEPS)
+METHODS = ("plain", "guided", *rivals.STEPS)
 INITS = ("random", "pretrained")
-TEACHERS = ("bottleneck", "average", "mask")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "sgd")
 
@@ -69,8 +64,8 @@ def check_config(config):
     for field, choices in (
         ("model", models.MODELS),
         ("dtype", DTYPES),
-        ("augment", pipeline.AUGMENTATIONS),
-        ("eval_transform", pipeline.EVAL_TRANSFORMS),
+        ("augment", transforms.AUGMENTATIONS),
+        ("eval_transform", transforms.EVAL_TRANSFORMS),
         ("optimizer.name", OPTIMIZERS),
     ):
         _check_choice(config, field, choices)
@@ -100,12 +95,14 @@ def _check_phase(config, name, done):
         )
     if phase.method == "guided":
         _check_ranges(phase, _GUIDED_RANGES, name)
-        if phase.teacher not in (*TEACHERS, *done):
+        # A frozen teacher goes by the name of its phase.
+        named = [teacher for teacher in TEACHERS if teacher != "frozen"]
+        if phase.teacher not in (*named, *done):
             raise ConfigError(
-                f"{name}.teacher={phase.teacher!r}: one of {', '.join(TEACHERS)}, or "
+                f"{name}.teacher={phase.teacher!r}: one of {', '.join(named)}, or "
                 f"an earlier phase of {done}"
             )
-        _check_choice(phase, "route", steps.ROUTES, name)
+        _check_choice(phase, "route", ROUTES, name)
         if phase.teacher == "average" and not config.ema_decay:
             raise ConfigError(
                 f"{name}.teacher='average' needs a moving average; set ema_decay"
@@ -115,24 +112,22 @@ def _check_phase(config, name, done):
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{name}: {error}") from error
         _check_layer(config, phase, name)
-    elif phase.method in baselines.STEPS:
+    elif phase.method in rivals.STEPS:
         try:
-            baselines.options(phase)
+            rivals.options(phase)
         except ValueError as error:
             raise ConfigError(f"{name}.{error}") from error
 
 
 def _check_layer(config, phase, name):
     """That the teacher's layer is one of the model's; no array is made for it."""
-    options = states.options(config, phase)
+    options = state_options(config, phase)
     if not options["layer"]:
         return
     model = make_model(config, num_classes=2)
     try:
         jax.eval_shape(
-            lambda: states.create_state(
-                jax.random.key(0), model, optax.identity(), **options
-            )
+            lambda: create_state(jax.random.key(0), model, optax.identity(), **options)
         )
     except ValueError as error:
         reason = str(error).splitlines()[0]
@@ -169,24 +164,3 @@ def _check_ranges(config, ranges, prefix=""):
         else:
             rule = "must not be negative" if may_be_low else "must be positive"
         raise ConfigError(f"{field}={value}: {rule}")
-
-
-def guidance_config(phase) -> guidance.GuidanceConfig:
-    """The guidance options of a phase as the library takes them."""
-    return guidance.GuidanceConfig(
-        bottleneck=BottleneckConfig(**phase.bottleneck), **phase.guidance
-    )
-
-
-def make_model(config, num_classes: int, *, axis_name: str | None = None):
-    """The config's model; with axis_name, BatchNorm averages over devices."""
-    try:
-        return models.create(
-            config.model,
-            num_classes=num_classes,
-            dtype=jnp.dtype(config.dtype),
-            axis_name=axis_name,
-            **config.model_options,
-        )
-    except TypeError as error:
-        raise ConfigError(f"model_options of {config.model}: {error}") from error

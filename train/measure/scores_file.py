@@ -1,0 +1,107 @@
+"""The scores of a run on disk: what they hold, and what is still to be measured."""
+
+import json
+from pathlib import Path
+
+from ibsgl_jax import attribution
+
+# The parts of a phase's scores, each with its own number of images, and what one batch
+# of them costs in batches of the first.
+COSTS = {"measures": 1, "deletion": 6, "perturbed": 20, "methods": 3}
+
+
+def path(workdir, split: str) -> Path:
+    """Where the scores of a run on a split are."""
+    return Path(workdir) / f"scores_{split}.json"
+
+
+def read(workdir, split: str) -> dict:
+    """The record: run, split, seed, jax, phases; empty if nothing is measured.
+
+    ``phases`` is a dict phase -> {"measures": part, "deletion": part (by the mean
+    colour only), "perturbed": part (all of ``batch.perturb``), "methods": dict
+    method -> part}; a part is {limit, num_images, means, undefined}: how many
+    images were asked for (None: all), how many there were, the mean of each measure
+    over the images where it is defined, and on how many it is not.
+    """
+    try:
+        return json.loads(path(workdir, split).read_text())
+    except FileNotFoundError:
+        return {"phases": {}}
+
+
+def finished_phases(workdir, phases) -> tuple:
+    """Those of the phases that are trained to their end, in their order."""
+    models = Path(workdir) / "models"
+    return tuple(p for p in phases if (models / f"{p}.npz").exists())
+
+
+def to_measure(record: dict, phases, limits: dict, methods=()) -> list[tuple]:
+    """What the record lacks: tuples (phase, part, method or None).
+
+    Args:
+      record: as from ``read``.
+      phases: names.
+      limits: dict of the number of images of each part of ``COSTS``; None is all of
+        the split and 0 leaves the part out.
+      methods: names of ``attribution.METHODS``.
+    """
+    wanted = [
+        (phase, part, method)
+        for phase in phases
+        for part, limit in limits.items()
+        for method in (methods if part == "methods" else (None,))
+        if limit != 0
+    ]
+
+    def known(phase, part, method):
+        entry = record["phases"].get(phase, {}).get(part, {})
+        entry = entry.get(method, {}) if method else entry
+        return "means" in entry and entry["limit"] == limits[part]
+
+    return [task for task in wanted if not known(*task)]
+
+
+def add_options(parser):
+    """The options that say what is measured; ``train.sweep`` has the same ones."""
+    parser.add_argument("--limit", type=int, help="images of the split at most")
+    parser.add_argument(
+        "--num-perturbed",
+        type=int,
+        default=512,
+        help="images for deletion and insertion by the mean colour; 0 leaves them out",
+    )
+    parser.add_argument(
+        "--all-perturbations",
+        action="store_true",
+        help="of them also by black and blur, degradation and ROAD: four times as long",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        choices=attribution.METHODS,
+        metavar="METHOD",
+        help="also the maps of these: " + ", ".join(attribution.METHODS),
+    )
+    parser.add_argument(
+        "--num-method-images", type=int, default=512, help="images for the methods"
+    )
+
+
+def limits_of(arguments) -> dict:
+    """The limits of ``to_measure`` that the options of ``add_options`` ask for."""
+    return {
+        "measures": arguments.limit,
+        "deletion": 0 if arguments.all_perturbations else arguments.num_perturbed,
+        "perturbed": arguments.num_perturbed if arguments.all_perturbations else 0,
+        "methods": arguments.num_method_images,
+    }
+
+
+def means(scores: dict) -> dict:
+    """The means of a phase's own map, of all its parts."""
+    means = {}
+    for part in ("measures", "deletion", "perturbed"):
+        means |= scores.get(part, {}).get("means", {})
+    return means

@@ -1,0 +1,1 @@
+"""How a network is trained: the state, the steps, what a configuration makes."""

@@ -1,0 +1,39 @@
+"""The run's own table, at the end of training."""
+
+from pathlib import Path
+
+import jax
+
+from train.files import write_json
+from train.measure import splits, statistics
+from train.show import figures, tables
+
+
+def evaluate_phases(config, model, states, data, workdir) -> dict:
+    """Measure every phase on the test split and write what there is to see.
+
+    Args:
+      config, model: the run's; the model without an axis name.
+      states: dict phase name -> TrainState.
+      data: ``dataset.Data``.
+      workdir: gets results.json and before_after.png (from process 0).
+
+    Returns:
+      dict phase name -> dict of means (see ``batch.measure``).
+    """
+    results = {}
+    for name, state in states.items():
+        values = splits.measure_split(config, model, state.variables, data.test)
+        results[name] = {
+            k: statistics.finite_mean(v)
+            for k, v in values.items()
+            if v.ndim == 1 and k != "predicted"
+        }
+    if jax.process_index() == 0:
+        workdir = Path(workdir)
+        record = {"split": config.test_split, "num_images": len(data.test)}
+        write_json(workdir / "results.json", {**record, "phases": results})
+        print(tables.phase_table(results), flush=True)
+        if config.picture_phases:
+            figures.write_before_after(config, model, states, data, workdir)
+    return results

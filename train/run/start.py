@@ -1,0 +1,69 @@
+"""The state that a phase starts from: random, pretrained, or an earlier phase's."""
+
+import logging
+
+import jax
+import numpy as np
+
+from ibsgl_jax import pretrained
+from train.errors import ConfigError
+from train.method.state import create_state, restart, state_options
+
+LOGGER = logging.getLogger("train")
+
+
+def initial_state(config, phase, finished, model, tx):
+    """The TrainState before the first step; ``finished``: dict of earlier phases'.
+
+    Raises:
+      ConfigError: the model cannot be made, or its pretrained weights do not fit.
+    """
+    options = state_options(config, phase)
+    try:
+        if phase.init in finished:
+            before = finished[phase.init].variables
+            # A copy: the step donates its state; other phases start from the same one.
+            params, batch_stats = jax.tree.map(
+                np.array, (before["params"], before["batch_stats"])
+            )
+            return restart(model, tx, params, batch_stats, **options)
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        # Outside pmap the axis has no name; BatchNorm asks for it only in training.
+        state = create_state(key, model, tx, **options)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model {config.model} at image_size={config.image_size}: {reason}"
+        ) from error
+    if phase.init == "pretrained":
+        params, batch_stats = _pretrained(config, state)
+        state = restart(model, tx, params, batch_stats, **options)
+    return state
+
+
+def _pretrained(config, fresh):
+    """Weights from a file; a layer for another number of classes stays random."""
+
+    try:
+        _, variables = pretrained.load(config.model, config.pretrained or None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"pretrained={config.pretrained!r}: {error}") from error
+    wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
+    given = dict(jax.tree_util.tree_leaves_with_path(variables))
+    kept = []
+
+    def choose(path, leaf):
+        if path in given and given[path].shape == leaf.shape:
+            return given[path]
+        kept.append(jax.tree_util.keystr(path[1:], simple=True, separator="/"))
+        return leaf
+
+    variables = jax.tree_util.tree_map_with_path(choose, wanted)
+    if len(kept) > 2:
+        raise ConfigError(
+            f"pretrained={config.pretrained!r}: does not fit {config.model} with these "
+            f"model_options in {', '.join(kept[:3])} and others"
+        )
+    if kept:
+        LOGGER.warning("not from the pretrained file: %s", ", ".join(kept))
+    return variables["params"], variables["batch_stats"]

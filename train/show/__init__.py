@@ -1,0 +1,1 @@
+"""Tables, curves, pictures and pages."""
