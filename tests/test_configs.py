@@ -297,6 +297,10 @@ class TestPrepare:
         (line,) = done.stderr.strip().splitlines()
         assert "needs TensorFlow" in line and "pip install tensorflow-cpu" in line
 
+    def test_tells_what_the_embedded_sets_are_called(self, tmp_path):
+        with pytest.raises(DatasetError, match="has no config 'nonsense'"):
+            prepare.prepare("photo_digits/nonsense", tmp_path)
+
     def test_names_the_files_to_fetch_by_hand(self, tmp_path, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         with pytest.raises(DatasetError, match="ILSVRC2012_img_train.tar"):

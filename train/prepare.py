@@ -40,7 +40,8 @@ def prepare(name, data_dir, manual_dir=None) -> str:
         builder = sources.prepare(name, data_dir)
         return f"{name} is prepared in {builder.data_path}"
     except DatasetError:
-        pass
+        if name.partition("/")[0] in sources.EMBEDDED:
+            raise  # made here; TensorFlow would not help
     if importlib.util.find_spec("tensorflow") is None:
         raise DatasetError(
             f"preparing {name} needs TensorFlow, once; in an environment of its own: "

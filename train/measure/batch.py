@@ -22,8 +22,6 @@ from train.method.step import normalize_images
 
 DELETED = (0.0, 0.3, 0.6, 0.9)  # shares of the pixels in the deletion figure
 SUBSTRATES = ("black", "mean", "blur")
-
-
 BOTTLENECK = BottleneckConfig(num_steps=20)
 
 

@@ -240,8 +240,6 @@ def _measures():
 
 
 MEASURES = dict(_measures())
-
-
 METHOD_COLUMNS = (
     "drop",
     "increase",

@@ -7,8 +7,6 @@ import math
 from train.show import tables
 
 NUM_COLOURS = 8  # classes s0 .. s7 of the frame
-
-
 CURVES = (
     ("loss", "loss"),
     ("accuracy", "accuracy"),

@@ -17,8 +17,6 @@ from train.show import charts, figures, tables
 from train.show.gallery import data_uri, gallery
 
 FRAME = Path(__file__).with_name("report.html")
-
-
 HEADLINE = (
     "accuracy",
     "box_share",
