@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -181,8 +182,13 @@ class TestLayouts:
         data = open_(folder)
         assert data.class_names == ("$x_{1}$", "a cat", "🐕")
         assert len(data.rows) == 24
-        assert "left out, 1 pictures outside class folders: loose.png" in data.warnings
-        assert "left out, 1 files that are no pictures: notes.txt" in data.warnings
+        assert "left out, as outside class folders (1): loose.png" in data.warnings
+        assert "left out, as no pictures (1): notes.txt" in data.warnings
+
+    def test_a_class_name_that_is_no_text(self, tmp_path, refused):
+        folder = fill(tmp_path / "photos", classes=("a", "b\x1b[31m"))
+        (line,) = refused(folder)
+        assert r"class 'b\x1b[31m': its name is not printable text" in line
 
     def test_a_slash_in_a_class_of_labels_csv(self, tmp_path, open_):
         folder = fill(tmp_path / "photos", classes=("x",), number=12)
@@ -204,7 +210,7 @@ class TestFaults:
         save(empty / ".a/1.png", 1)
         assert "only hidden files" in refused(empty)[0]
         (empty / "notes.txt").write_text("no")
-        assert "1 files and none is a picture" in refused(empty)[0]
+        assert "no picture among the files there (1)" in refused(empty)[0]
         assert "not a folder" in refused(empty / "notes.txt")[0]
 
     def test_pictures_without_classes(self, tmp_path, refused):
@@ -213,7 +219,7 @@ class TestFaults:
         assert "no class folders" in line
         save(tmp_path / "photos/train/1.png", 1)
         lines = refused(tmp_path / "photos")
-        assert any("train/: 1 pictures lie outside class folders" in x for x in lines)
+        assert any("train/: pictures outside class folders (1)" in x for x in lines)
 
     def test_one_class_and_a_small_class(self, tmp_path, refused):
         (line,) = refused(fill(tmp_path / "one", classes=("cat",)))
@@ -251,17 +257,17 @@ class TestFaults:
         text = "\n".join(lines)
         assert lines[0] == f"{folder}: {len(lines) - 1} faults"
         for wanted in (
-            "1 files named twice: cat/1.png",
-            "1 files that are not there: gone.png (line 15)",
-            "1 rows with an empty or NaN label: dog/4.png (line 16)",
-            "none of train, validation, test: 'holdout' (line 17)",
-            "ymin < ymax and xmin < xmax: dog/6.png (line 18)",
-            "1 boxes (taken as shares of the sides) reach outside their picture: "
-            "dog/7.png",
+            "files named twice (1): cat/1.png",
+            "files that are not there (1): gone.png (line 15)",
+            "rows with an empty or NaN label (1): dog/4.png (line 16)",
+            "none of train, validation, test (1): 'holdout' (line 17)",
+            "ymin < ymax and xmin < xmax (1): dog/6.png (line 18)",
+            "boxes, taken as shares of the sides, that reach outside their picture "
+            "(1): dog/7.png",
             "rotated.png is 10 x 10, its picture 40 x 32",
-            "1 rows without a file: line 20",
-            "another number of cells than the header's 8: line 21 has 1",
-            "1 rows without a split while others have one",
+            "rows without a file (1): line 20",
+            "another number of cells than the header's 8 (1): line 21 has 1",
+            "rows without a split while others have one, fill all or none (1)",
             "classes with fewer than 2 pictures in train",
         ):
             assert wanted in text, wanted
@@ -286,19 +292,25 @@ class TestFaults:
         rows = [(f"x/{i}.png", i % 2, 1, 1, 20, 30 + i) for i in range(12)]
         write_csv(folder, ("file", "label", *labels_csv.BOX), rows)
         (line,) = refused(folder)
-        assert "1 boxes (taken as pixels) reach outside their picture: x/11.png" in line
+        assert (
+            "boxes, taken as pixels, that reach outside their picture (1): x/11.png"
+            in line
+        )
 
     def test_unreadable_pictures_are_counted_and_named(self, tmp_path, open_, refused):
         folder = fill(tmp_path / "photos", number=10)
         (folder / "cat/broken.png").write_bytes(b"no picture")
         data = open_(folder)
         (line,) = data.warnings
-        assert line.startswith("1 of 21 pictures cannot be read")
+        assert line.startswith("pictures that cannot be read (1 of 21)")
         assert "cat/broken.png: not an image" in line
         whole = (folder / "dog/1.png").read_bytes()
         (folder / "dog/cut.png").write_bytes(whole[: len(whole) // 2])
         (line,) = refused(folder)
-        assert "2 of 22 pictures cannot be read" in line and "at most 5% may be" in line
+        assert (
+            "pictures that cannot be read (2 of 22)" in line
+            and "at most 5% may be" in line
+        )
         assert "dog/cut.png: damaged" in line
         assert len(open_(folder, max_unreadable=0.1).rows) == 20
 
@@ -450,10 +462,13 @@ class TestCopies:
             assert len(mine) == 1
         same, near = data.warnings
         assert same == (
-            "2 identical pictures, each kept with its like: "
+            "identical pictures, each kept with its like (2): "
             "cat/original.png and cat/same.png"
         )
-        assert near.startswith("3 near-identical pictures") and "cat/near.jpg" in near
+        assert (
+            near.startswith("near-identical pictures, each kept with its like (3)")
+            and "cat/near.jpg" in near
+        )
         assert len(open_(folder, look_alikes="ignore").warnings) == 1
 
     def test_across_given_splits_and_classes(self, tmp_path, open_):
@@ -462,7 +477,7 @@ class TestCopies:
         save(tmp_path / "photos/train/cat/a.png", 5000)
         save(tmp_path / "photos/test/dog/b.png", 5000)
         across, classes = open_(tmp_path / "photos").warnings
-        assert "1 pairs of identical pictures across splits: " in across
+        assert "identical pictures across splits (1 pairs): " in across
         assert "test/dog/b.png (test) and train/cat/a.png (train)" in across
         assert "test/dog/b.png (dog) and train/cat/a.png (cat)" in classes
 
@@ -608,6 +623,8 @@ class TestReading:
 
     def test_batches(self, tmp_path, open_):
         data = open_(fill(tmp_path / "photos"))
+        sent = pickle.loads(pickle.dumps(data.train))  # to grain's workers
+        np.testing.assert_array_equal(sent[1]["image"], data.train[1]["image"])
         batches = pipeline.make_train_dataset(
             data.train, batch_size=4, seed=0, augment="imagenet", image_size=16
         )
@@ -714,17 +731,19 @@ class TestGiven:
         rows[3]["mask"] = np.zeros((5, 5))
         rows[4]["image"] = np.full((4, 4), 200.0)
         rows[5] = {"image": 1}
+        rows[6]["image"] = {"bytes": b"no picture", "path": None}
         with pytest.raises(DatasetError) as caught:
             given.open_examples(rows, image_size=16)
         text = str(caught.value)
         for wanted in (
-            "data: 6 faults",
-            "neither a whole number nor text: example[0]",
-            "[4, 4, 7], not [H, W] or [H, W, 3]: example[1]",
-            "bbox is not ymin, xmin, ymax, xmax in [0, 1]: example[2]",
-            "mask is 5 x 5, its image 40 x 32: example[3]",
-            "floating-point values outside [0, 1]: example[4]",
-            "without 'label': example[5]",
+            "data: 3 faults",
+            "neither a whole number nor text (1): example[0]",
+            "cannot be used (5): example[1] (image is an array [4, 4, 7], not [H, W]",
+            "example[2] (bbox is not ymin, xmin, ymax, xmax in [0, 1])",
+            "example[3] (mask is 5 x 5, its image 40 x 32)",
+            "example[4] (image has floating-point values outside [0, 1])",
+            "without 'label' (1): example[5]",
+            "example[6] (image: its bytes are no image)",
         ):
             assert wanted in text, wanted
 

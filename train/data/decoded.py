@@ -283,7 +283,7 @@ class Reader:
                 stat = os.stat(file)
             except OSError:
                 return None
-            parts += [os.path.realpath(file), stat.st_size, stat.st_mtime_ns]
+            parts += [os.path.abspath(file), stat.st_size, stat.st_mtime_ns]
         text = "\0".join(map(str, parts)).encode("utf-8", "surrogateescape")
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         return self.folder / name[:2] / name[2:]

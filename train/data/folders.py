@@ -105,25 +105,14 @@ def open_folder(
     reader = decoded.Reader(
         side=side, fit=fit, folder=cache_dir or decoded.default_folder()
     )
-    threads = num_threads or min(os.cpu_count() or 1, 8)
-    layout = layouts.recognise(folder)
-    faults, warnings = list(layout.faults), list(layout.warnings)
-    faults += _place_faults(folder, workdir)
-    pictures = layout.pictures
-    sizes = _each(_header, pictures, threads, reader)
-    faults += _size_faults(pictures, sizes)
-    bad = {p.name: str(s) for p, s in zip(pictures, sizes, strict=True) if _failed(s)}
-    pictures = [p for p in pictures if p.name not in bad]
-    faults += _count_faults(pictures)
-    _raise(folder, faults, bad, len(layout.pictures), max_unreadable)
-
-    facts = _each(_prepare, pictures, threads, reader, progress)
-    bad |= {p.name: str(f) for p, f in zip(pictures, facts, strict=True) if _failed(f)}
-    facts = [f for f in facts if not _failed(f)]
-    pictures = [p for p in pictures if p.name not in bad]
-    _raise(folder, _count_faults(pictures), bad, len(layout.pictures), max_unreadable)
-    if bad:
-        warnings.append(_unreadable(bad, len(layout.pictures)))
+    pictures, facts, understood, warnings = _examine(
+        folder,
+        reader,
+        workdir=workdir,
+        max_unreadable=max_unreadable,
+        threads=num_threads or min(os.cpu_count() or 1, 8),
+        progress=progress,
+    )
     keys, more = group_keys(
         [p.name for p in pictures],
         [p.label for p in pictures],
@@ -145,9 +134,32 @@ def open_folder(
         facts,
         splits,
         reader,
-        f"{layout.understood}; {made}",
-        warnings + _cache_warnings(reader) + more,
+        f"{understood}; {made}",
+        warnings + more,
     )
+
+
+def _examine(folder, reader, *, workdir, max_unreadable, threads, progress):
+    """The readable pictures, their facts, what was understood, and warnings."""
+    layout = layouts.recognise(folder)
+    faults, warnings = list(layout.faults), list(layout.warnings)
+    faults += _place_faults(folder, workdir)
+    pictures = layout.pictures
+    sizes = _each(_header, pictures, threads, reader)
+    faults += _size_faults(pictures, sizes)
+    bad = {p.name: str(s) for p, s in zip(pictures, sizes, strict=True) if _failed(s)}
+    pictures = [p for p in pictures if p.name not in bad]
+    faults += _count_faults(pictures)
+    _raise(folder, faults, bad, len(layout.pictures), max_unreadable)
+
+    facts = _each(_prepare, pictures, threads, reader, progress)
+    bad |= {p.name: str(f) for p, f in zip(pictures, facts, strict=True) if _failed(f)}
+    facts = [f for f in facts if not _failed(f)]
+    pictures = [p for p in pictures if p.name not in bad]
+    _raise(folder, _count_faults(pictures), bad, len(layout.pictures), max_unreadable)
+    if bad:
+        warnings.append(_unreadable(bad, len(layout.pictures)))
+    return pictures, facts, layout.understood, warnings + _cache_warnings(reader)
 
 
 def _assemble(pictures, facts, splits, reader, understood, warnings):
@@ -314,11 +326,11 @@ def _size_faults(pictures, sizes):
         in_pixels = any(p.in_pixels for p in pictures)
         unit = "taken as pixels" if in_pixels else "taken as shares of the sides"
         faults.append(
-            f"{len(outside)} boxes ({unit}) reach outside their picture: "
+            f"boxes, {unit}, that reach outside their picture ({len(outside)}): "
             + listed(outside)
         )
     if other:
-        faults.append(f"{len(other)} masks of another size: {listed(other)}")
+        faults.append(f"masks of another size ({len(other)}): {listed(other)}")
     return faults
 
 
@@ -340,15 +352,16 @@ def _count_faults(pictures):
     if not few:
         return []
     return [
-        f"{len(few)} classes with fewer than {least} pictures"
+        f"classes with fewer than {least} pictures"
         + (" in train" if given else "")
-        + f", too few for the splits: {listed(few)}; add pictures or remove the class"
+        + f", too few for the splits ({len(few)}): {listed(few)}; add pictures or "
+        "remove the class"
     ]
 
 
 def _unreadable(bad, number):
     reasons = [shown(reason) for reason in bad.values()]
-    return f"{len(bad)} of {number} pictures cannot be read: {listed(reasons)}"
+    return f"pictures that cannot be read ({len(bad)} of {number}): {listed(reasons)}"
 
 
 def _raise(folder, faults, bad=(), number=0, max_unreadable=0.0):

@@ -185,7 +185,7 @@ class _Faults:
 
     def stop(self):
         lines = [
-            f"{len(names)} examples {kind}: {listed(names)}"
+            f"examples {kind} ({len(names)}): {listed(names)}"
             for kind, names in self._kinds.items()
         ]
         if self.lines or lines:
@@ -200,7 +200,7 @@ def _parts(data, faults):
         split = SPLIT_NAMES.get(str(name).lower())
         if split is None:
             faults.lines.append(
-                f"unknown split {shown(name)!r}: train, validation, test"
+                f"unknown split '{shown(name)}': train, validation, test"
             )
         elif any(part.split == split for part in parts):
             faults.lines.append(f"split {split} is given twice")
@@ -243,7 +243,7 @@ def _read_all(part, faults, side, fit, cache_bytes):
         try:
             kept, facts = _reduced(example, part, side, fit)
         except ImageError as error:
-            faults.add(f"whose {error}", name)
+            faults.add("that cannot be used", f"{name} ({shown(error)})")
             continue
         used += kept["image"].nbytes
         group = example.get("group")
@@ -334,14 +334,20 @@ def _reduced(example, part, side, fit):
 
 def _image(value, side):
     """An RGB `PIL.Image` and the size that it has in full."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
         value = io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]
     if isinstance(value, str | Path):
         return decoded.read_small(value, 2 * side)
     if isinstance(value, io.BytesIO):
-        image = images.read(value)
+        try:
+            Image.open(value)
+            image = images.read(value)
+        except UnidentifiedImageError:
+            raise ImageError("image: its bytes are no image") from None
+        except ImageError as error:  # which has no path to name
+            raise ImageError(f"image: {str(error).partition(': ')[2]}") from None
         return image, image.size
     if isinstance(value, Image.Image):
         if value.mode in ("RGB", "L", "1", "CMYK", "YCbCr"):

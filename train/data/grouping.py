@@ -1,5 +1,7 @@
 """Which examples have to stay in one split: given groups, copies and near-copies."""
 
+import collections
+
 from train.data import similar
 from train.data.faults import listed, shown
 
@@ -54,7 +56,7 @@ def _look_alikes(hashes, same):
     """Near-identical pairs, less those of clusters too large to be copies."""
     pairs = [pair for pair in similar.near(hashes) if pair not in same]
     roots = similar.clusters(len(hashes), pairs)
-    sizes = {root: roots.count(root) for root in {roots[i] for i, _ in pairs}}
+    sizes = collections.Counter(roots)
     most = max(10, MAX_CLUSTER * len(hashes))
     crowd = sum(size for size in sizes.values() if size > most)
     if not crowd:
@@ -78,13 +80,13 @@ def _copies(pairs, what, names, labels, splits):
             for i, j in across
         ]
         lines.append(
-            f"{len(across)} pairs of {what} pictures across splits: {listed(named)}"
+            f"{what} pictures across splits ({len(across)} pairs): {listed(named)}"
         )
     elif any(split is None for split in splits):
         number = len({i for pair in pairs for i in pair})
         named = [f"{shown(names[i])} and {shown(names[j])}" for i, j in pairs]
         lines.append(
-            f"{number} {what} pictures, each kept with its like: {listed(named)}"
+            f"{what} pictures, each kept with its like ({number}): {listed(named)}"
         )
     mixed = [
         f"{shown(names[i])} ({shown(labels[i])}) and {shown(names[j])} "
@@ -94,6 +96,6 @@ def _copies(pairs, what, names, labels, splits):
     ]
     if mixed:
         lines.append(
-            f"{len(mixed)} pairs of {what} pictures in two classes: {listed(mixed)}"
+            f"{what} pictures in two classes ({len(mixed)} pairs): {listed(mixed)}"
         )
     return lines

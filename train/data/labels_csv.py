@@ -102,12 +102,12 @@ def _header_faults(columns):
         if name not in columns
     ]
     faults += [
-        f"labels.csv: unknown column {shown(name)!r}; known are {', '.join(COLUMNS)}"
+        f"labels.csv: unknown column '{shown(name)}'; known are {', '.join(COLUMNS)}"
         for name in columns
         if name not in COLUMNS
     ]
     faults += [
-        f"labels.csv: column {shown(name)!r} occurs twice"
+        f"labels.csv: column '{shown(name)}' occurs twice"
         for name in sorted({name for name in columns if columns.count(name) > 1})
     ]
     some = [name for name in BOX if name in columns]
@@ -128,7 +128,7 @@ class _Faults:
         "split": "splits that are none of train, validation, test",
         "box": "boxes that are no four numbers with ymin < ymax and xmin < xmax",
         "duplicate": "files named twice",
-        "partial": "rows without a split while others have one; fill all or none",
+        "partial": "rows without a split while others have one, fill all or none",
     }
 
     def __init__(self):
@@ -141,7 +141,7 @@ class _Faults:
 
     def lines(self, columns):
         return [
-            f"labels.csv: {self._counts[kind]} {text.format(columns=columns)}: "
+            f"labels.csv: {text.format(columns=columns)} ({self._counts[kind]}): "
             + listed(self._names[kind])
             for kind, text in self.TEXTS.items()
             if self._counts[kind]
@@ -168,7 +168,7 @@ def _row(folder, line, row, faults):
         mask = None
     split = row.get("split") or None
     if split and split.lower() not in SPLIT_NAMES:
-        faults.add("split", f"{shown(split)!r} (line {line})")
+        faults.add("split", f"'{shown(split)}' (line {line})")
     box = _box([row.get(side, "") for side in BOX])
     if box is False:
         faults.add("box", where)

@@ -13,6 +13,7 @@ folders are followed. What is wrong becomes a line in `Layout.faults`.
 import collections
 import functools
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ def _suffixes() -> frozenset[str]:
 
 def _nothing_there(folder, files):
     if files:
-        return f"{shown(folder)}: {len(files)} files and none is a picture"
+        return f"{shown(folder)}: no picture among the files there ({len(files)})"
     hidden = any(name.startswith(".") for name in os.listdir(folder))
     return f"{shown(folder)}: " + (
         "only hidden files, which are left out" if hidden else "the folder is empty"
@@ -126,6 +127,8 @@ def _without_masks(folder, root, files):
     for name in MASK_FOLDERS:
         tree = folder / name
         inside = [f for f in files if tree in f.parents and is_picture(f)]
+        if not inside:
+            continue
         others = [f for f in files if tree not in f.parents]
         pictures = [f for f in others if is_picture(f) and root in f.parents]
         known = {f.relative_to(root).with_suffix("") for f in pictures}
@@ -147,9 +150,7 @@ def _listed_layout(folder, root, files, masks):
     left = [f for f in files if is_picture(f) and os.path.realpath(f) not in named]
     if left and not faults:
         names = listed([shown(f.relative_to(folder)) for f in left])
-        warnings.append(
-            f"{len(left)} pictures are not in labels.csv, left out: {names}"
-        )
+        warnings.append(f"left out, as not in labels.csv ({len(left)}): {names}")
     if not pictures and not faults:
         faults.append("labels.csv: no row below the header")
     return _finish(pictures, "labels.csv", faults, warnings)
@@ -170,8 +171,7 @@ def _split_layout(folder, root, files, masks):
             split = SPLIT_NAMES[parts[0].lower()]
             pictures.append(_picture(folder, root, path, parts[1], masks, split))
     faults = [
-        f"{top}/: {count} pictures lie outside class folders; put them into "
-        f"{top}/CLASS/"
+        f"{top}/: pictures outside class folders ({count}); put them into {top}/CLASS/"
         for top, count in sorted(collections.Counter(faults).items())
     ]
     given = sorted({p.split for p in pictures}, key=SPLITS.index)
@@ -190,7 +190,7 @@ def _class_layout(folder, root, files, masks):
     faults = []
     if not pictures:
         faults.append(
-            f"{shown(folder)}: {len(loose)} pictures and no class folders; put them "
+            f"{shown(folder)}: pictures ({len(loose)}) and no class folders; put them "
             "into CLASS/ folders, or write labels.csv (file,label)"
         )
     return _finish(pictures, "CLASS/*", faults, _left_out(folder, files, loose))
@@ -212,11 +212,10 @@ def _mask_of(root, picture, masks):
 def _left_out(folder, files, loose):
     lines = []
     others = [f for f in files if not is_picture(f)]
-    for found, what in ((loose, "pictures outside class folders"), (others, "files")):
+    for found, why in ((loose, "outside class folders"), (others, "no pictures")):
         if found:
             names = listed([shown(f.relative_to(folder)) for f in found])
-            why = " that are no pictures" if found is others else ""
-            lines.append(f"left out, {len(found)} {what}{why}: {names}")
+            lines.append(f"left out, as {why} ({len(found)}): {names}")
     return lines
 
 
@@ -243,10 +242,9 @@ def _finish(pictures, layout, faults, warnings):
 def _name_faults(pictures, classes):
     if pictures and len(classes) == 1:
         (label,) = classes
-        return [f"one class only, {shown(label)!r}: a classifier needs two"]
+        return [f"one class only, '{shown(label)}': a classifier needs two"]
     return [
-        f"class {shown(label)!r}: its name is not printable text; rename it"
+        f"class '{shown(label)}': its name is not printable text; rename it"
         for label in sorted(classes)
-        if not label.isprintable()
-        and any(c.isspace() or "\ud800" <= c <= "\udfff" for c in label if c != " ")
+        if any(unicodedata.category(c) in ("Cc", "Cs") for c in label)
     ]

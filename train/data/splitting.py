@@ -156,7 +156,7 @@ def lacks_train(given) -> str:
 def _absent(labels, splits, wanted):
     wanted = [split for split in SPLITS if split in wanted]
     return [
-        f"class {shown(label)!r} has no example for {', '.join(lacking)}: its pictures "
+        f"class '{shown(label)}' has no example for {', '.join(lacking)}: its pictures "
         "are in too few groups (copies count as one)"
         for label, lacking in missing(labels, splits, wanted).items()
     ]
