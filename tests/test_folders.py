@@ -481,6 +481,18 @@ class TestCopies:
         assert "test/dog/b.png (test) and train/cat/a.png (train)" in across
         assert "test/dog/b.png (dog) and train/cat/a.png (cat)" in classes
 
+    def test_without_imagehash_exact_copies_are_still_found(
+        self, tmp_path, open_, monkeypatch
+    ):
+        folder = fill(tmp_path / "photos")
+        self.copies(folder)
+        monkeypatch.setattr(similar, "is_available", lambda: False)
+        missing, same = open_(folder).warnings
+        assert missing.endswith("pip install imagehash")
+        assert same.endswith("cat/original.png and cat/same.png")
+        monkeypatch.undo()  # what was cached without a hash is hashed now
+        assert "near-identical" in open_(folder).warnings[1]
+
     def test_a_fixed_camera_is_no_copy(self, tmp_path, open_):
         folder = tmp_path / "photos"
         scene = draw(7, size=(160, 160))

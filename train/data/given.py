@@ -79,7 +79,7 @@ def open_examples(
     ]
     names = class_names or next((p.names for p in parts if p.names), None)
     labels, names = _classes([found.label for found in read], names, faults)
-    if not read and not faults.lines:
+    if not any(len(part.examples) for part in parts):
         faults.lines.append("no examples")
     elif len(names) == 1:
         faults.lines.append(f"one class only, {names[0]!r}: a classifier needs two")
