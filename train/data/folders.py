@@ -21,7 +21,7 @@ from ibsgl_jax.images import ImageError
 from train.data import decoded, layouts, splitting
 from train.data.faults import fault_message, listed, shown
 from train.data.grouping import group_keys
-from train.data.pipeline import DatasetError
+from train.errors import DatasetError
 
 SPLITS = splitting.SPLITS
 # Share of the pictures that may be unreadable.

@@ -26,7 +26,7 @@ from train.data import decoded, folders, similar, splitting
 from train.data.faults import fault_message, listed, shown
 from train.data.grouping import group_keys
 from train.data.labels_csv import SPLIT_NAMES
-from train.data.pipeline import DatasetError
+from train.errors import DatasetError
 
 # Reduced examples are kept in memory up to this many bytes, else made at every use.
 CACHE_BYTES = 2**30
