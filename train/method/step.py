@@ -72,8 +72,8 @@ def train_step(
 
     Args:
       state: TrainState; may be donated.
-      batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (of the example
-        in the global batch; 0 .. N-1 if absent), and what the penalty reads.
+      batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (in the global
+        batch; 0 .. N-1 if absent), and what the penalty reads.
       teacher_variables: of another network, for a penalty that asks for them.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
         and a dict of diagnostics, (sum, count) pairs; None for the task alone.
@@ -82,9 +82,7 @@ def train_step(
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
       label_smoothing: in [0, 1).
-      mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none. An example is mixed
-        with the one before it on its device, and keeps the larger share, so that it
-        also keeps its label.
+      mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
       accumulate_steps: the batch of a device is taken in so many parts, whose gradients
         are averaged; BatchNorm and the feature statistics see a part at a time.
       ema_decay: of the moving average of the parameters; 0 for none. The first steps
@@ -216,7 +214,8 @@ def _accumulate(gradient_fn, state, batch, num_parts):
 def _make_mix(keys, alpha):
     """A function that mixes each of [N, ...] with the one before it, or does nothing.
 
-    The share of the example itself is beta(alpha, alpha) and at least a half.
+    An example is mixed with the one before it on its device. Its own share is
+    beta(alpha, alpha) and at least a half, so that it also keeps its label.
     """
     if not alpha:
         return lambda x: x
