@@ -29,11 +29,13 @@ def guided_phase(**changes) -> ConfigDict:
     phase.mu = 20.0
     phase.mu_warmup_epochs = 0.0  # linear, from 0
     phase.stats_decay = 0.95  # of the moving feature statistics, per step
-    # "bottleneck": the network's own. "average": that of the moving average (set
-    # ema_decay). The name of an earlier phase: that network's, frozen. "mask": no
-    # bottleneck but the object's true mask, an oracle.
+    # "bottleneck", "hirescam", "layer_cam": that map of the network itself. "average":
+    # of the moving average (set ema_decay). The name of an earlier phase: of that
+    # network, frozen. "mask": the object's true mask, an oracle.
     phase.teacher = "bottleneck"
+    phase.teacher_method = "bottleneck"  # of "average" and of an earlier phase
     phase.teacher_layer = ""  # an inner layer, finer and far dearer; "": the last one
+    phase.teacher_power = 1.0  # that map / max is raised to; above 1 sharpens it
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
     phase.every = 4  # steps: every fourth is guided, the others cost a plain one
     phase.release = 1 / 3  # share of the steps, the last ones, that are plain

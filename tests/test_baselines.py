@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 from jax.test_util import check_grads
+from ml_collections import ConfigDict
 
 from configs.baselines import all as all_config
 from configs.baselines import icasc as icasc_config
@@ -16,10 +17,10 @@ from configs.baselines import saliency_guided as saliency_guided_config
 from ibsgl_jax import models
 from tests import golden_net
 from train.errors import ConfigError
-from train.method import rivals
+from train.method import build, icasc, saliency_guided
 from train.method.check import check_config
 from train.method.state import create_state
-from train.method.step import plain_step
+from train.method.step import train_step
 
 AXIS = "devices"
 OPTIONS = {
@@ -38,11 +39,10 @@ def make_batch(num=8, size=16):
 
 
 def make_step(kind, model, axis_name=None, **changes):
-    step = plain_step
-    if kind != "plain":
-        step = functools.partial(rivals.STEPS[kind], **(OPTIONS[kind] | changes))
+    phase = ConfigDict(OPTIONS.get(kind, {}) | changes)
     return functools.partial(
-        step,
+        train_step,
+        penalty_fn=build.METHODS[kind](model, phase, None),
         model=model,
         tx=optax.sgd(0.1),
         base_key=jax.random.key(7),
@@ -83,7 +83,9 @@ class TestMaskLeastImportant:
         images = generator.normal(size=(3, 6, 5, 2)).astype(np.float32)
         importance = generator.random((3, 6, 5)).astype(np.float32)
         keys = jax.random.split(jax.random.key(0), 3)
-        masked = rivals.mask_least_important(keys, images, importance, fraction=0.4)
+        masked = saliency_guided.mask_least_important(
+            keys, images, importance, fraction=0.4
+        )
         return images, importance, np.asarray(masked)
 
     def test_exactly_the_least_important_pixels_change(self, case):
@@ -101,7 +103,7 @@ class TestMaskLeastImportant:
     def test_fill_covers_the_range_uniformly(self):
         images = np.zeros((1, 100, 100, 1), np.float32)
         images[0, 0, 0] = 2.0
-        masked = rivals.mask_least_important(
+        masked = saliency_guided.mask_least_important(
             jax.random.split(jax.random.key(3), 1),
             images,
             images[..., 0],
@@ -118,19 +120,21 @@ class TestPredictionKl:
         p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.5, 0.25]])
         # .5 log 2 + .25 log .5
         expected = 0.25 * np.log(2)
-        actual = rivals.prediction_kl(jnp.log(p), jnp.log(q) + 3.0)
+        actual = saliency_guided.prediction_kl(jnp.log(p), jnp.log(q) + 3.0)
         np.testing.assert_allclose(actual, [expected], rtol=1e-6)
 
     def test_zero_for_equal_predictions(self):
         logits = jnp.array([[3.0, -100.0, 1.0]])
-        np.testing.assert_array_equal(rivals.prediction_kl(logits, logits), [0.0])
+        np.testing.assert_array_equal(
+            saliency_guided.prediction_kl(logits, logits), [0.0]
+        )
 
 
 class TestAttention:
     def test_matches_the_reference_map(self):
         net = golden_net.load("net1_model")
         golden = golden_net.load("net1_icasc")
-        maps = rivals.attention(
+        maps = icasc.attention(
             functools.partial(golden_net.head, net, tap="B"),
             jnp.asarray(net["act_B"]),
             jnp.asarray(net["classes"][:2, 0]),
@@ -148,7 +152,7 @@ class TestAttention:
         labels, others = jnp.array([0, 1]), jnp.array([2, 0])
 
         def separation(kernel, features):
-            return rivals.attention_separation(
+            return icasc.attention_separation(
                 models.PooledLinear(kernel, jnp.zeros(3)),
                 features,
                 labels,
@@ -168,7 +172,7 @@ class TestAttention:
             * jnp.array([[1.0, 0.0], [0.0, 0.0]])[None, :, :, None]
         )
         head_fn = models.PooledLinear(jnp.ones((1, 2)), jnp.zeros(2))
-        value = rivals.attention_separation(
+        value = icasc.attention_separation(
             head_fn,
             features,
             jnp.array([0]),
@@ -181,7 +185,7 @@ class TestAttention:
 
 
 class TestSteps:
-    @pytest.mark.parametrize("kind", list(rivals.STEPS))
+    @pytest.mark.parametrize("kind", list(OPTIONS))
     def test_without_weight_it_is_the_plain_step(self, kind):
         model, state = make_model_and_state()
         batch = make_batch()

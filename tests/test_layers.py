@@ -11,9 +11,6 @@ LONG_FUNCTIONS = {
     "ibsgl_jax/app/cli.py: _explain",
     "train/evaluate.py: evaluate_run",
     "train/measure/catalogue.py: _measures",
-    "train/method/guided.py: guided_step",
-    "train/method/guided.py: penalty_fn",
-    "train/method/step.py: penalized_step",
     "train/run/loop.py: train_phase",
 }
 LONG_FILES = {

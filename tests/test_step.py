@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import chex
 import jax
@@ -21,9 +22,10 @@ from ibsgl_jax import (
     tapping,
 )
 from ibsgl_jax.models import make_head_fn
-from train.method.guided import guided_step
+from train.method.guided import make_guided_penalty
 from train.method.state import create_state, state_options
-from train.method.step import _make_mix, eval_step, normalize_images, plain_step
+from train.method.step import _make_mix, eval_step, normalize_images, train_step
+from train.method.teacher import make_teacher
 
 AXIS = "devices"
 IMAGE_STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -55,15 +57,31 @@ def make_batch(num=16, size=32):
     }
 
 
-def make_step(kind, model, **options):
+def make_step(kind, model, *, axis_name=None, **options):
+    """The step of ``kind``; options of teacher, penalty and step together."""
+
+    def own(fn):
+        names = inspect.signature(fn).parameters
+        return {k: v for k, v in options.items() if k in names}
+
+    if kind == "guided":
+        options = GUIDED | options
+        teacher_fn = make_teacher(
+            model,
+            **own(make_teacher) | {"config": options["config"].bottleneck},
+            axis_name=axis_name,
+        )
+        options["penalty_fn"] = make_guided_penalty(
+            model, **own(make_guided_penalty), teacher_fn=teacher_fn
+        )
     return functools.partial(
-        plain_step if kind == "plain" else guided_step,
+        train_step,
+        **own(train_step),
         model=model,
         tx=optax.sgd(LEARNING_RATE, momentum=0.9),
         base_key=jax.random.key(7),
         image_stats=IMAGE_STATS,
-        **(GUIDED if kind == "guided" else {}),
-        **options,
+        axis_name=axis_name,
     )
 
 
@@ -321,9 +339,7 @@ class TestTeacherLayer:
         model, batch = make_model(), make_batch(8)
         layer = "layer1_0"
         state = make_state(model, layer=layer)
-        after, sums = jax.jit(make_step("guided", model, teacher_layer=layer))(
-            state, batch
-        )
+        after, sums = jax.jit(make_step("guided", model, layer=layer))(state, batch)
         features_fn, tail_fn = tapping.linen(
             model, state.variables, layer, image_shape=(32, 32, 3), train=False
         )
@@ -384,14 +400,12 @@ class TestTeacherLayer:
             GUIDED["config"],
             bottleneck=bottleneck.BottleneckConfig(num_steps=2, num_samples=1),
         )
-        step = functools.partial(
-            make_step(
-                "guided",
-                model,
-                axis_name=AXIS,
-                teacher_layer="layer1_0",
-                when=lambda step: step % 2 == 0,
-            ),
+        step = make_step(
+            "guided",
+            model,
+            axis_name=AXIS,
+            layer="layer1_0",
+            when=lambda step: step % 2 == 0,
             config=config,
         )
         outcome = {}
@@ -418,8 +432,8 @@ class TestTeacherLayer:
         """A frozen copy of the network teaches the same and changes no gradient."""
         model, batch = make_model(), make_batch(8)
         state = make_state(model, layer="layer1_0")
-        own = make_step("guided", model, teacher_layer="layer1_0")
-        frozen = make_step("guided", model, teacher_layer="layer1_0", teacher="frozen")
+        own = make_step("guided", model, layer="layer1_0")
+        frozen = make_step("guided", model, layer="layer1_0", teacher="frozen")
         after, _ = jax.jit(own)(state, batch)
         other, _ = jax.jit(frozen)(state, batch, state.variables)
         chex.assert_trees_all_close(after.params, other.params, rtol=1e-4, atol=1e-6)
@@ -430,7 +444,7 @@ class TestTeacherLayer:
         phase = default.guided_phase(teacher="mask", teacher_layer="layer1_0")
         assert state_options(config, phase)["layer"] == ""
         model, batch = make_model(), make_batch(8)
-        step = make_step("guided", model, teacher="mask", teacher_layer="layer1_0")
+        step = make_step("guided", model, teacher="mask", layer="layer1_0")
         without = make_step("guided", model, teacher="mask")
         state = make_state(model)
         chex.assert_trees_all_equal(
@@ -461,11 +475,11 @@ class TestOnlyRight:
         right = np.arange(8) < 4
         batch = {**batch, "label": np.where(right, predicted, (predicted + 1) % 10)}
         options = dict(teacher="mask")
-        wanted = {**GUIDED, "only_right": True}
+        wanted = {"only_right": True}
         sums = {
-            name: jax.jit(
-                functools.partial(make_step("guided", model, **options), **changes)
-            )(state, batch)[1]
+            name: jax.jit(make_step("guided", model, **options, **changes))(
+                state, batch
+            )[1]
             for name, changes in (("all", {}), ("right", wanted))
         }
         penalty = {

@@ -1,26 +1,26 @@
 """What is made of a configuration: model, optimizer and the steps of its phases."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ibsgl_jax import guidance, models
-from ibsgl_jax.bottleneck import BottleneckConfig
+from ibsgl_jax import models
 from train.data import dataset
 from train.devices import AXIS, over_devices
 from train.errors import ConfigError
-from train.method import rivals
-from train.method.guided import guided_step
-from train.method.step import eval_step, plain_step
+from train.method import guided, icasc, saliency_guided
+from train.method.step import eval_step, train_step
 
-
-def guidance_config(phase) -> guidance.GuidanceConfig:
-    """The guidance options of a phase as the library takes them."""
-    return guidance.GuidanceConfig(
-        bottleneck=BottleneckConfig(**phase.bottleneck), **phase.guidance
-    )
+# A method is a penalty: ``(model, phase, context) -> penalty_fn``, or None for none.
+METHODS = {
+    "plain": lambda model, phase, context: None,
+    "guided": guided.from_phase,
+    "saliency_guided": saliency_guided.from_phase,
+    "icasc": icasc.from_phase,
+}
 
 
 def make_model(config, num_classes: int, *, axis_name: str | None = None):
@@ -74,11 +74,46 @@ def make_optimizer(optimizer, schedule) -> optax.GradientTransformation:
     return optax.chain(*chain, optax.scale_by_learning_rate(schedule))
 
 
+class Context(NamedTuple):
+    """What a method may ask beside its phase.
+
+    Attributes:
+      steps_per_epoch, num_steps: of the phase.
+      phases: names of the run's phases.
+      accumulate_steps: parts that a device takes its batch in.
+      axis_name: of the devices, or None.
+    """
+
+    steps_per_epoch: int
+    num_steps: int
+    phases: tuple[str, ...]
+    accumulate_steps: int
+    axis_name: str | None
+
+
+def make_penalty(config, phase, steps_per_epoch, model, axis_name=AXIS):
+    """The penalty of the phase's method, ``Forward -> (penalty, statistics, sums)``.
+
+    Raises:
+      ValueError: a field of the phase that cannot be.
+    """
+    context = Context(
+        steps_per_epoch=steps_per_epoch,
+        num_steps=max(1, round(phase.num_epochs * steps_per_epoch)),
+        phases=tuple(config.phases),
+        accumulate_steps=config.accumulate_steps,
+        axis_name=axis_name,
+    )
+    return METHODS[phase.method](model, phase, context)
+
+
 def make_step(
     config, phase, steps_per_epoch, *, generation, model, tx, axis_name: str = AXIS
 ):
     """The phase's step of one device: a pure function of (state, batch)."""
-    bound = dict(
+    return functools.partial(
+        train_step,
+        penalty_fn=make_penalty(config, phase, steps_per_epoch, model, axis_name),
         model=model,
         tx=tx,
         base_key=make_base_key(config, generation),
@@ -89,34 +124,6 @@ def make_step(
         ema_decay=config.ema_decay,
         skip_nonfinite=config.skip_nonfinite,
         axis_name=axis_name,
-    )
-    if phase.method == "plain":
-        return functools.partial(plain_step, **bound)
-    if phase.method in rivals.STEPS:
-        return functools.partial(
-            rivals.STEPS[phase.method], **rivals.options(phase), **bound
-        )
-    warmup = max(1, round(phase.mu_warmup_epochs * steps_per_epoch))
-    num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
-    last = num_steps - round(phase.release * num_steps)
-    when = None
-    if phase.every > 1 or last < num_steps:
-
-        def when(step):
-            return (step % phase.every == 0) & (step < last)
-
-    return functools.partial(
-        guided_step,
-        config=guidance_config(phase),
-        mu=lambda step: phase.mu * jnp.minimum(1.0, (step + 1) / warmup),
-        # Per part of a batch, so that a step forgets as much as in one piece.
-        decay=phase.stats_decay ** (1.0 / config.accumulate_steps),
-        teacher="frozen" if phase.teacher in config.phases else phase.teacher,
-        teacher_layer=phase.teacher_layer,
-        route=phase.route,
-        when=when,
-        only_right=phase.only_right,
-        **bound,
     )
 
 

@@ -6,12 +6,12 @@ import optax
 from ibsgl_jax import models
 from train.data import transforms
 from train.errors import ConfigError
-from train.method import rivals
-from train.method.build import guidance_config, make_model
-from train.method.guided import ROUTES, TEACHERS
+from train.method.build import METHODS, make_model, make_penalty
+from train.method.guided import ROUTES, guidance_config
 from train.method.state import create_state, state_options
+from train.method.teacher import METHODS as TEACHER_METHODS
+from train.method.teacher import TEACHERS
 
-METHODS = ("plain", "guided", *rivals.STEPS)
 INITS = ("random", "pretrained")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "sgd")
@@ -43,6 +43,7 @@ _GUIDED_RANGES = (
     ("every", 1, True, None),
     ("release", 0, True, 1),
     ("stats_decay", 0, True, 1),
+    ("teacher_power", 0, False, None),
 )
 
 
@@ -103,6 +104,7 @@ def _check_phase(config, name, done):
                 f"an earlier phase of {done}"
             )
         _check_choice(phase, "route", ROUTES, name)
+        _check_choice(phase, "teacher_method", TEACHER_METHODS, name)
         if phase.teacher == "average" and not config.ema_decay:
             raise ConfigError(
                 f"{name}.teacher='average' needs a moving average; set ema_decay"
@@ -112,9 +114,9 @@ def _check_phase(config, name, done):
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{name}: {error}") from error
         _check_layer(config, phase, name)
-    elif phase.method in rivals.STEPS:
+    else:
         try:
-            rivals.options(phase)
+            make_penalty(config, phase, 1, make_model(config, num_classes=2))
         except ValueError as error:
             raise ConfigError(f"{name}.{error}") from error
 

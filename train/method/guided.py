@@ -1,57 +1,80 @@
-"""The guided step: the task loss and the divergence from features of a better map.
+"""Guidance as a penalty: the divergence from features of a better saliency map.
 
-It makes one forward and one backward pass through the backbone, like a plain one:
-saliency, bottleneck and feature update live behind it, on the features.
+Saliency, teacher and feature update live behind the backbone, on its features, so a
+guided step makes one forward and one backward pass through it, like a plain one. A
+teacher at an inner layer, or another network's, costs what its docstring says.
 """
 
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import bottleneck, feature_stats, guidance, losses, metrics, saliency
+from ibsgl_jax import guidance, losses, metrics, saliency
+from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_head_fn
-from train.method.state import tap
-from train.method.step import penalized_step
+from train.method.teacher import if_guided, is_guided, make_teacher
 
-# Whose map the saliency should follow, and how the saliency loss reaches the backbone.
-TEACHERS = ("bottleneck", "frozen", "average", "mask")
+# How the saliency loss reaches the backbone.
 ROUTES = ("target", "direct")
 
 
-def guided_step(
-    state,
-    batch,
-    teacher_variables=None,
+def from_phase(model, phase, context):
+    """The penalty that a phase of the configuration asks for."""
+    warmup = max(1, round(phase.mu_warmup_epochs * context.steps_per_epoch))
+    last = context.num_steps - round(phase.release * context.num_steps)
+    when = None
+    if phase.every > 1 or last < context.num_steps:
+
+        def when(step):
+            return (step % phase.every == 0) & (step < last)
+
+    config = guidance_config(phase)
+    is_phase = phase.teacher in context.phases
+    teacher_fn = make_teacher(
+        model,
+        teacher="frozen" if is_phase else phase.teacher,
+        method=phase.get("teacher_method", "bottleneck"),
+        layer=phase.teacher_layer,
+        power=phase.get("teacher_power", 1.0),
+        config=config.bottleneck,
+        # Per part of a batch, so that a step forgets as much as in one piece.
+        decay=phase.stats_decay ** (1.0 / context.accumulate_steps),
+        when=when,
+        axis_name=context.axis_name,
+    )
+    return make_guided_penalty(
+        model,
+        config=config,
+        mu=lambda step: phase.mu * jnp.minimum(1.0, (step + 1) / warmup),
+        route=phase.route,
+        when=when,
+        only_right=phase.only_right,
+        teacher_fn=teacher_fn,
+    )
+
+
+def guidance_config(phase) -> guidance.GuidanceConfig:
+    """The guidance options of a phase as the library takes them."""
+    return guidance.GuidanceConfig(
+        bottleneck=BottleneckConfig(**phase.bottleneck), **phase.guidance
+    )
+
+
+def make_guided_penalty(
+    model,
     *,
     config,
     mu,
-    decay,
-    teacher="bottleneck",
-    teacher_layer="",
     route="target",
     when=None,
     only_right=True,
-    axis_name=None,
-    **options,
+    teacher_fn,
 ):
-    """One step on ``mean(task + mu * KL(A || A'))``; Algorithm 1, lines 3 to 12.
+    """``mu * KL(A || A')`` per example; Algorithm 1, lines 3 to 12.
 
     Args:
-      state: TrainState; may be donated.
-      batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (of the example
-        in the global batch; 0 .. N-1 if absent), and mask [N, H, W] for
-        ``teacher="mask"``.
-      teacher_variables: of the model, for ``teacher="frozen"``.
+      model: with features and head methods.
       config: GuidanceConfig.
       mu: function of the step: weight of the divergence.
-      decay: of the moving feature statistics, which are those of the teacher.
-      teacher: one of ``TEACHERS``. "bottleneck": of the network itself as it is at this
-        step. "frozen": of ``teacher_variables``; "average": of the moving average of
-        the parameters; both in evaluation mode, for one more forward pass. "mask": the
-        object's true mask (an oracle).
-      teacher_layer: inner layer whose bottleneck teaches (a name of
-        ``tapping.layer_names``), in evaluation mode; its map is averaged down to the
-        features. Costs the rest of the network, forward and backward, at every
-        bottleneck step and sample, in a guided step. "": the features before the head.
       route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
         second order in the head.
@@ -60,61 +83,19 @@ def guided_step(
       only_right: guide the examples whose prediction is right; False: all of them. A
         network that knows nothing yet has no map worth following, and following it
         keeps a training from scratch at chance.
-      axis_name: pmap axis to average over; None for one device.
-      **options: of ``penalized_step``.
+      teacher_fn: of ``teacher.make_teacher``; its map is averaged down to the features.
 
     Returns:
-      (state, metrics): metrics is a dict of (sum, count) float32 pairs.
+      ``penalty_fn(Forward)`` for ``train_step``.
     """
-    model = options["model"]
 
     def penalty_fn(forward):
+        now = is_guided(when, forward)
         frozen = jax.lax.stop_gradient(forward.features)
         head_fn = make_head_fn(model, jax.lax.stop_gradient(forward.variables))
-        now = jnp.bool_(True) if when is None else when(state.step)
-        seen, teacher_fn = frozen, head_fn
-        tapped = teacher != "mask" and (teacher_layer or teacher != "bottleneck")
-        if tapped:
-            variables = {
-                "bottleneck": forward.variables,
-                "frozen": teacher_variables,
-                "average": {
-                    "params": state.ema_params,
-                    "batch_stats": state.batch_stats,
-                },
-            }[teacher]
-            features_fn, teacher_fn = tap(
-                model,
-                jax.lax.stop_gradient(variables),
-                teacher_layer,
-                forward.images.shape[1:],
-            )
-            images = jax.lax.stop_gradient(forward.images)
-            seen = _if_guided(when, now, lambda: features_fn(images))
-        stats = feature_stats.update_moving(
-            forward.feature_stats, seen, decay=decay, axis_name=axis_name
-        )
-        if tapped:
-            stats = jax.tree.map(
-                lambda new, old: jnp.where(now, new, old), stats, forward.feature_stats
-            )
+        map_fn, stats = teacher_fn(forward, head_fn)
 
         def guide():
-            if teacher == "mask":
-                given = _mask_map(forward.batch, frozen)
-            else:
-                moments = feature_stats.moments(
-                    stats, active_threshold=config.bottleneck.active_threshold
-                )
-                given = bottleneck.attribute(
-                    forward.keys,
-                    teacher_fn,
-                    seen,
-                    forward.labels,
-                    moments,
-                    config=config.bottleneck,
-                ).saliency
-                given = _resized(given, frozen)
             return guidance.guide(
                 None,
                 head_fn,
@@ -122,10 +103,10 @@ def guided_step(
                 forward.labels,
                 None,
                 config=config,
-                teacher=given,
+                teacher=_resized(map_fn(), frozen),
             )
 
-        guided = _if_guided(when, now, guide)
+        guided = if_guided(when, forward, guide)
         weight = jnp.broadcast_to(now, forward.labels.shape)
         if only_right:
             weight &= jnp.argmax(guided.logits, axis=-1) == forward.labels
@@ -135,42 +116,36 @@ def guided_step(
             over=config.kl_over,
             floor=config.kl_floor,
         )
-        diagnostics = {
-            "kl": kl,
-            "saliency_loss": guided.loss,
-            "saliency_loss_at_target": guided.target_loss,
-            "relative_move": guided.relative_move,
-            "blank_saliency": guided.blank,
-        }
-        counted = jnp.broadcast_to(now, kl.shape)
-        sums = {k: metrics.sum_and_count(v, counted) for k, v in diagnostics.items()}
-        penalty = kl
-        if route == "direct":
-            _, maps = saliency.logits_and_saliencies(
-                make_head_fn(model, forward.variables),
-                forward.features,
-                jnp.stack([forward.labels, guided.runner_up], axis=1),
-                weighting=config.weighting,
-            )
-            penalty = guidance.saliency_loss(
-                maps[:, 0], maps[:, 1], guided.teacher, guided.gate, config
-            )
-        return mu(state.step) * weight * penalty, stats, sums
+        penalty = kl if route == "target" else _direct(model, forward, guided, config)
+        penalty = mu(forward.state.step) * weight * penalty
+        return penalty, stats, _diagnostics(guided, kl, now)
 
-    return penalized_step(state, batch, penalty_fn, axis_name=axis_name, **options)
+    return penalty_fn
 
 
-def _if_guided(when, now, make):
-    """make(), or zeros in its place where the step is not guided."""
-    if when is None:
-        return make()
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(make))
-    return jax.lax.cond(now, make, lambda: nothing)
+def _direct(model, forward, guided, config):
+    """The saliency loss [N] itself, with its gradient into features and head."""
+    _, maps = saliency.logits_and_saliencies(
+        make_head_fn(model, forward.variables),
+        forward.features,
+        jnp.stack([forward.labels, guided.runner_up], axis=1),
+        weighting=config.weighting,
+    )
+    return guidance.saliency_loss(
+        maps[:, 0], maps[:, 1], guided.teacher, guided.gate, config
+    )
 
 
-def _mask_map(batch, features):
-    """The true mask at the resolution of the features, [N, H, W]."""
-    return _resized(batch["mask"].astype(jnp.float32), features)
+def _diagnostics(guided, kl, now):
+    counted = jnp.broadcast_to(now, kl.shape)
+    values = {
+        "kl": kl,
+        "saliency_loss": guided.loss,
+        "saliency_loss_at_target": guided.target_loss,
+        "relative_move": guided.relative_move,
+        "blank_saliency": guided.blank,
+    }
+    return {k: metrics.sum_and_count(v, counted) for k, v in values.items()}
 
 
 def _resized(maps, features):

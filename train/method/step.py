@@ -22,17 +22,20 @@ def normalize_images(images, *, mean, std):
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def plain_step(state, batch, **options):
-    """One step on the task loss alone; arguments and result as in ``guided_step``."""
-    return penalized_step(state, batch, None, **options)
-
-
 class Forward(NamedTuple):
-    """What a penalty sees of the forward pass; all of it is differentiated.
+    """What a penalty sees of a step; the forward pass in it is differentiated.
 
-    keys [N] of the examples, images [N, H, W, 3] normalised, labels [N], the model's
-    variables, features [N, h, w, K], logits [N, C], the batch as given, the feature
-    statistics before it.
+    Attributes:
+      keys: [N], of the examples, by their places in the global batch.
+      images: [N, H, W, 3], normalised.
+      labels: [N].
+      variables: the model's, params and batch_stats.
+      features, logits: [N, h, w, K] and [N, C], in training mode.
+      batch: as given, with mask [N, H, W] where the data set has masks.
+      feature_stats: moving moments before this step (or part of a batch).
+      state: TrainState before the step.
+      teacher_variables: of another network, if the phase has one.
+      num_examples: of the global batch, over devices and parts.
     """
 
     keys: jax.Array
@@ -43,13 +46,17 @@ class Forward(NamedTuple):
     logits: jax.Array
     batch: dict
     feature_stats: feature_stats.FeatureStats
+    state: TrainState
+    teacher_variables: Any
+    num_examples: int
 
 
-def penalized_step(
+def train_step(
     state,
     batch,
-    penalty_fn,
+    teacher_variables=None,
     *,
+    penalty_fn=None,
     model,
     tx,
     base_key,
@@ -61,10 +68,13 @@ def penalized_step(
     skip_nonfinite=False,
     axis_name=None,
 ):
-    """One step on ``mean(task + penalty)``.
+    """One step on ``mean(task + penalty)``, the same for every method.
 
     Args:
-      state, batch, axis_name: as in ``guided_step``.
+      state: TrainState; may be donated.
+      batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (in the global
+        batch; 0 .. N-1 if absent), and what the penalty reads.
+      teacher_variables: of another network, for a penalty that asks for them.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
         and a dict of diagnostics, (sum, count) pairs; None for the task alone.
       model: with features and head methods; BatchNorm's axis is ``axis_name``.
@@ -72,98 +82,113 @@ def penalized_step(
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
       label_smoothing: in [0, 1).
-      mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none. An example is mixed
-        with the one before it on its device, and keeps the larger share, so that it
-        also keeps its label.
+      mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
       accumulate_steps: the batch of a device is taken in so many parts, whose gradients
         are averaged; BatchNorm and the feature statistics see a part at a time.
       ema_decay: of the moving average of the parameters; 0 for none. The first steps
         forget faster, as (1 + step) / (10 + step).
       skip_nonfinite: leave everything but ``step`` as it was where the loss or the
         gradient is not finite, and count it in the metric "skipped".
+      axis_name: pmap axis to average over; None for one device.
+
+    Returns:
+      (state, metrics): metrics is a dict of (sum, count) float32 pairs.
     """
-    places = batch.get("place", jnp.arange(batch["label"].shape[0]))
+    num_examples = batch["label"].shape[0]
+    batch = {"place": jnp.arange(num_examples), **batch}
     key = jax.random.fold_in(base_key, state.step)
+    if axis_name:
+        num_examples *= jax.lax.axis_size(axis_name)
+    shared = dict(
+        state=state, teacher_variables=teacher_variables, num_examples=num_examples
+    )
 
     def loss_fn(params, batch_stats, stats, batch):
-        # Keyed by the example's place in the global batch, so that the draws do not
-        # depend on how many devices share it.
-        keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
-        noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
-        mix = _make_mix(keys, mixup)
-        images = mix(images)
         variables = {"params": params, "batch_stats": batch_stats}
-        features, updated = model.apply(
-            variables, images, train=True, method="features", mutable=["batch_stats"]
+        forward, task, batch_stats = _forward(
+            model, variables, batch, key, image_stats, label_smoothing, mixup
         )
-        logits = model.apply(
-            variables,
-            features,
-            train=True,
-            method="head",
-            rngs={"dropout": dropout_keys[0]},
-        )
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
-        )
-        task = optax.softmax_cross_entropy(logits, mix(targets))
         total, diagnostics = task, {}
         if penalty_fn is not None:
-            penalty, stats, diagnostics = penalty_fn(
-                Forward(
-                    noise_keys,
-                    images,
-                    labels,
-                    variables,
-                    features,
-                    logits,
-                    batch,
-                    stats,
-                )
-            )
+            given = Forward(**forward, **shared, feature_stats=stats)
+            penalty, stats, diagnostics = penalty_fn(given)
             total = task + penalty
         per_example = {
             "loss": total,
             "task_loss": task,
-            "accuracy": metrics.accuracy(logits, labels),
+            "accuracy": metrics.accuracy(forward["logits"], forward["labels"]),
         }
         sums = {k: metrics.sum_and_count(v) for k, v in per_example.items()}
-        sums |= diagnostics
-        return jnp.mean(total), (updated.get("batch_stats", {}), stats, sums)
+        return jnp.mean(total), (batch_stats, stats, sums | diagnostics)
 
     gradient, (batch_stats, stats, sums) = _accumulate(
-        jax.grad(loss_fn, has_aux=True),
-        state,
-        {**batch, "place": places},
-        accumulate_steps,
+        jax.grad(loss_fn, has_aux=True), state, batch, accumulate_steps
     )
     if axis_name:
         gradient, batch_stats = jax.lax.pmean((gradient, batch_stats), axis_name)
         sums = jax.lax.psum(sums, axis_name)
     norm = optax.tree.norm(gradient)
+    sums["gradient_norm"] = norm, jnp.float32(1.0)
+    after = _update(state, gradient, tx, ema_decay)
+    after = after.replace(batch_stats=batch_stats, feature_stats=stats)
+    return _skip(state, after, sums, norm) if skip_nonfinite else (after, sums)
+
+
+def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
+    """The forward pass: fields of ``Forward``, the task loss [N], new batch_stats."""
+    # Keyed by the example's place in the global batch, so that the draws do not
+    # depend on how many devices share it.
+    keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
+    noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
+    mix = _make_mix(keys, mixup)
+    images = mix(images)
+    features, updated = model.apply(
+        variables, images, train=True, method="features", mutable=["batch_stats"]
+    )
+    logits = model.apply(
+        variables,
+        features,
+        train=True,
+        method="head",
+        rngs={"dropout": dropout_keys[0]},
+    )
+    targets = optax.smooth_labels(
+        jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
+    )
+    task = optax.softmax_cross_entropy(logits, mix(targets))
+    forward = {
+        "keys": noise_keys,
+        "images": images,
+        "labels": labels,
+        "variables": variables,
+        "features": features,
+        "logits": logits,
+        "batch": batch,
+    }
+    return forward, task, updated.get("batch_stats", {})
+
+
+def _update(state, gradient, tx, ema_decay):
+    """The state after the optimizer's update, its statistics as they were."""
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:
         rate = 1.0 - jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema_params = optax.incremental_update(params, ema_params, rate)
-    after = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        feature_stats=stats,
-        ema_params=ema_params,
+    return state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
     )
-    sums["gradient_norm"] = norm, jnp.float32(1.0)
-    if skip_nonfinite:
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-        after = after.replace(step=state.step + 1)
-        sums = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), sums)
-        sums["skipped"] = 1.0 - finite, jnp.float32(1.0)
-    return after, sums
+
+
+def _skip(state, after, sums, norm):
+    """Where loss or gradient is not finite, the step alone moves on; it is counted."""
+    finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+    sums = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), sums)
+    sums["skipped"] = 1.0 - finite, jnp.float32(1.0)
+    return kept.replace(step=after.step), sums
 
 
 def _accumulate(gradient_fn, state, batch, num_parts):
@@ -189,7 +214,8 @@ def _accumulate(gradient_fn, state, batch, num_parts):
 def _make_mix(keys, alpha):
     """A function that mixes each of [N, ...] with the one before it, or does nothing.
 
-    The share of the example itself is beta(alpha, alpha) and at least a half.
+    An example is mixed with the one before it on its device. Its own share is
+    beta(alpha, alpha) and at least a half, so that it also keeps its label.
     """
     if not alpha:
         return lambda x: x

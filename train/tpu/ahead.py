@@ -15,12 +15,12 @@ from ibsgl_jax import bottleneck, feature_stats
 from train.devices import AXIS
 from train.errors import CompileError
 from train.method.build import (
-    guidance_config,
     make_model,
     make_optimizer,
     make_schedule,
     make_step,
 )
+from train.method.guided import guidance_config
 from train.method.state import create_state, state_options, tap
 from train.tpu import hlo
 

@@ -1,0 +1,122 @@
+"""Whose map the saliency should follow: network, layer and method of the teacher."""
+
+import jax
+import jax.numpy as jnp
+
+from ibsgl_jax import attribution, bottleneck, feature_stats, saliency
+from train.method.state import tap
+
+# Networks other than the one that learns: an earlier phase's, and the average's.
+NETWORKS = ("frozen", "average")
+CAMS = {"hirescam": attribution.hirescam, "layer_cam": attribution.layer_cam}
+METHODS = ("bottleneck", *CAMS)
+TEACHERS = (*METHODS, *NETWORKS, "mask")
+
+
+def make_teacher(
+    model,
+    *,
+    teacher="bottleneck",
+    method="bottleneck",
+    layer="",
+    power=1.0,
+    config,
+    decay,
+    when=None,
+    axis_name=None,
+):
+    """The map that teaches, as a function of the step's forward pass.
+
+    Args:
+      model: with features and head methods.
+      teacher: one of ``TEACHERS``. A method ("bottleneck", "hirescam", "layer_cam"): of
+        the network itself as it is at this step. "frozen": of
+        ``Forward.teacher_variables``; "average": of the moving average of the
+        parameters; both by ``method``, in evaluation mode, for one more forward pass.
+        "mask": the object's true mask (an oracle), from ``Forward.batch``.
+      method: of ``METHODS``, for "frozen" and "average".
+      layer: whose features are explained (a name of ``tapping.layer_names``), in
+        evaluation mode; "" for those before the head. An inner layer costs a pass
+        through the network up to it, and the rest of the network, forward and backward:
+        once for a CAM, at every step and sample for the bottleneck.
+      power: the map divided by its maximum is raised to it: above 1 sharpens.
+      config: BottleneckConfig.
+      decay: of the moving feature statistics, which are those of the teacher's layer.
+      when: function of the step -> bool, whether this step is guided; None: always.
+      axis_name: pmap axis to average statistics over; None for one device.
+
+    Returns:
+      ``teacher_fn(forward, head_fn) -> (map_fn, statistics)``: head_fn is the rest of
+      the network behind ``forward.features``, ``map_fn()`` the map, float32
+      [N, h, w] >= 0 at the teacher's own resolution.
+    """
+    if teacher in METHODS:
+        method = teacher
+    own_features = teacher in METHODS and not layer
+
+    def teacher_fn(forward, head_fn):
+        frozen = jax.lax.stop_gradient(forward.features)
+        now = is_guided(when, forward)
+        seen, rest_fn = frozen, head_fn
+        if not (own_features or teacher == "mask"):
+            seen, rest_fn = _seen(model, teacher, layer, forward, when)
+        stats = forward.feature_stats
+        if method == "bottleneck" or teacher == "mask":
+            stats = feature_stats.update_moving(
+                stats, seen, decay=decay, axis_name=axis_name
+            )
+        if not (own_features or teacher == "mask"):
+            # Where the step is not guided, nothing was seen.
+            stats = jax.tree.map(
+                lambda new, old: jnp.where(now, new, old), stats, forward.feature_stats
+            )
+
+        def map_fn():
+            if teacher == "mask":
+                return forward.batch["mask"].astype(jnp.float32)
+            if method == "bottleneck":
+                moments = feature_stats.moments(
+                    stats, active_threshold=config.active_threshold
+                )
+                teaching = bottleneck.attribute(
+                    forward.keys, rest_fn, seen, forward.labels, moments, config=config
+                ).saliency
+            else:
+                teaching = CAMS[method](rest_fn, seen, forward.labels)
+            return sharpened(teaching.astype(jnp.float32), power)
+
+        return map_fn, stats
+
+    return teacher_fn
+
+
+def _seen(model, teacher, layer, forward, when):
+    """The teacher's features at its layer, and the rest of its network."""
+    state = forward.state
+    variables = {
+        "frozen": forward.teacher_variables,
+        "average": {"params": state.ema_params, "batch_stats": state.batch_stats},
+    }.get(teacher, forward.variables)
+    features_fn, rest_fn = tap(
+        model, jax.lax.stop_gradient(variables), layer, forward.images.shape[1:]
+    )
+    images = jax.lax.stop_gradient(forward.images)
+    return if_guided(when, forward, lambda: features_fn(images)), rest_fn
+
+
+def sharpened(maps, power: float):
+    """``(map / max) ** power``; the maps themselves for a power of 1."""
+    return maps if power == 1.0 else saliency.normalize(maps) ** power
+
+
+def is_guided(when, forward):
+    """Whether this step is guided, a traced bool."""
+    return jnp.bool_(True) if when is None else when(forward.state.step)
+
+
+def if_guided(when, forward, make):
+    """make(), or zeros in its place where the step is not guided."""
+    if when is None:
+        return make()
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(make))
+    return jax.lax.cond(is_guided(when, forward), make, lambda: nothing)
