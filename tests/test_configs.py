@@ -10,7 +10,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import chex
@@ -30,7 +29,9 @@ from train.method.build import make_model, make_optimizer, make_step
 from train.method.check import check_config
 from train.method.state import create_state, state_options
 from train.run import loop
+from train.run.plan import plan_phases
 from train.run.start import initial_state
+from train.run.stop import Stop
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 
@@ -201,9 +202,8 @@ class TestConfigs:
         if "mask" in example:
             # The inner half each way, whatever the values of the rest are.
             assert 0.2 < np.mean(example["mask"]) < 0.3
-        state = loop.train_phase(
-            config, "guided", {}, data, tmp_path, threading.Event()
-        )
+        (plan,) = plan_phases(config, data)
+        state = loop.train_phase(config, plan, {}, data, tmp_path, Stop())
         assert int(state.step) == 2
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
         chex.assert_type(jax.tree.leaves(state.params), np.float32)

@@ -11,7 +11,6 @@ LONG_FUNCTIONS = {
     "ibsgl_jax/app/cli.py: _explain",
     "train/evaluate.py: evaluate_run",
     "train/measure/catalogue.py: _measures",
-    "train/run/loop.py: train_phase",
 }
 LONG_FILES = {
     "ibsgl_jax/attribution.py",

@@ -1,6 +1,7 @@
 """python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def main(argv):
         return 1
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
+        return 130 if stopped.number == signal.SIGINT else 0
     return 0
 
 

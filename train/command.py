@@ -27,7 +27,7 @@ def run(main):
             sys.stdout.flush()
             return status
         except UserError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print("error:", "\n".join(error.lines), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("stopped; the same command goes on", file=sys.stderr)

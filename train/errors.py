@@ -11,6 +11,11 @@ import errno
 class UserError(ValueError):
     """What its user can mend: one line that names the thing and what to do."""
 
+    @property
+    def lines(self) -> list[str]:
+        """The message as it is printed."""
+        return [" ".join(str(self).split())]
+
 
 class ConfigError(UserError):
     """The configuration asks for something impossible; one line that says what."""
@@ -18,6 +23,16 @@ class ConfigError(UserError):
 
 class DatasetError(UserError):
     """A data set that is absent, incomplete or not what the program can use."""
+
+
+class FaultsError(DatasetError):
+    """Several faults of a data set, told together: a heading and a line for each."""
+
+    @property
+    def lines(self) -> list[str]:
+        """The heading, and each fault indented."""
+        heading, *faults = str(self).splitlines()
+        return [heading, *(f"  {fault.strip()}" for fault in faults)]
 
 
 class CheckpointError(UserError):

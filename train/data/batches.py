@@ -143,5 +143,12 @@ def iterate(dataset, *, start_step=0, num_threads=1, num_workers=0):
     try:
         for batch in iterator:  # copied: the worker's memory goes away
             yield jax.tree.map(np.array, batch)
+    except RuntimeError as error:
+        if "exit code" not in str(error):
+            raise
+        raise DatasetError(
+            "a process that prepares batches (num_workers) was killed, perhaps for its "
+            "memory; the same command goes on from the last checkpoint"
+        ) from error
     finally:
         iterator.close()

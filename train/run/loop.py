@@ -1,24 +1,20 @@
 """The training run: phases of steps, with checkpoints, logs and a final evaluation.
 
 ``train_and_evaluate`` reads from top to bottom. What a step computes is in ``method``,
-what the folder holds in ``workdir``.
+what a phase will do in ``plan``, what the folder holds in ``workdir``.
 """
 
-import collections
 import contextlib
 import logging
-import time
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from ibsgl_jax import trained
 from ibsgl_jax.pretrained import Preprocessing
 from train import devices
 from train.data import dataset
 from train.data.batches import iterate, make_train_dataset
-from train.devices import AXIS
 from train.errors import disk_errors
 from train.measure import splits
 from train.method.build import (
@@ -26,21 +22,18 @@ from train.method.build import (
     make_base_key,
     make_eval_fn,
     make_model,
-    make_optimizer,
-    make_schedule,
     make_step,
 )
 from train.method.check import check_config
 from train.run import checkpoint, watch
-from train.run.log import PhaseLog
+from train.run.plan import plan_phases
+from train.run.records import Records, validation_scores
 from train.run.results import evaluate_phases
 from train.run.start import initial_state
-from train.run.stop import Stopped, on_sigterm
-from train.run.workdir import claim
+from train.run.stop import Stopped, on_signals
+from train.run.workdir import check_workdir, claim
 
 LOGGER = logging.getLogger("train")
-# A step's metrics are read this many steps later, so that the device never waits.
-LAG = 2
 
 
 def train_and_evaluate(config, workdir, *, profile=None, table=True):
@@ -60,24 +53,26 @@ def train_and_evaluate(config, workdir, *, profile=None, table=True):
       ConfigError, DatasetError, CheckpointError: one line that names the thing;
         nothing is overwritten.
       NonFiniteError: a loss term broke; the message names the last good checkpoint.
-      Stopped: SIGTERM came and the state is saved.
+      Stopped: SIGTERM or Ctrl-C came and the state is saved.
     """
-    workdir = Path(workdir)
+    check_workdir(workdir, config)
     check_config(config)
-    with claim(workdir, config), on_sigterm() as stop, disk_errors():
+    workdir = Path(workdir)
+    with on_signals() as stop, disk_errors():
         data = dataset.load_data(config)
-        finished = {}
-        for phase in config.phases:
-            finished[phase] = train_phase(
-                config, phase, finished, data, workdir, stop, profile=profile
-            )
-            if jax.process_index() == 0:
-                _save_model(config, finished[phase], data, workdir, phase)
-        results = {}
-        if table:
-            results = evaluate_phases(
-                config, make_model(config, data.num_classes), finished, data, workdir
-            )
+        plans = plan_phases(config, data)
+        with claim(workdir, config):
+            finished = {}
+            for plan in plans:
+                finished[plan.name] = train_phase(
+                    config, plan, finished, data, workdir, stop, profile=profile
+                )
+                if jax.process_index() == 0:
+                    _save_model(config, finished[plan.name], data, workdir, plan.name)
+            results = {}
+            if table:
+                model = make_model(config, data.num_classes)
+                results = evaluate_phases(config, model, finished, data, workdir)
     return {name: (finished[name], results.get(name)) for name in finished}
 
 
@@ -105,27 +100,84 @@ def _save_model(config, state, data, workdir, phase):
     )
 
 
-def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
+def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
     """Run one phase to its end, from its last checkpoint if there is one."""
-    phase = config[name]
-    source = dataset.train_source(config, phase, data)
-    steps_per_epoch = len(source) // config.batch_size
-    num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
-    save_every = max(1, round(config.save_epochs * steps_per_epoch))
-    schedule = make_schedule(
-        phase.learning_rate, num_steps, round(phase.warmup_epochs * steps_per_epoch)
-    )
-    model = make_model(config, data.num_classes, axis_name=AXIS)
-    tx = make_optimizer(config.optimizer, schedule)
-    state = initial_state(config, phase, finished, model, tx)
+    name, num_steps = plan.name, plan.num_steps
+    state = initial_state(config, plan.phase, finished, plan.model, plan.tx)
+    train_step, constants = _compiled_step(config, plan, finished)
+    eval_fn = make_eval_fn(config, plan.model)
+    validation = dataset.eval_batches(config, data.validation)
 
-    teacher = finished.get(phase.get("teacher"))
+    with contextlib.ExitStack() as opened:
+        manager = opened.enter_context(
+            checkpoint.open_manager(workdir / "checkpoints" / name)
+        )
+        state, window, accuracy = _restore(manager, state, name)
+        start = saved = int(state.step)
+        state = devices.replicate(state)
+        if start >= num_steps:
+            return state
+        records = opened.enter_context(
+            Records(
+                workdir,
+                config,
+                plan,
+                start=start,
+                window=window,
+                last_checkpoint=lambda: checkpoint.latest_path(manager),
+            )
+        )
+        trace = opened.enter_context(watch.Trace(profile, workdir / "profile" / name))
+        stream = _open_stream(config, plan, start)
+        opened.callback(stream.close)
+        opened.enter_context(stop.deferred())
+        for step, batch in zip(
+            range(start + 1, num_steps + 1),
+            devices.prefetch(stream, config),
+            strict=False,
+        ):
+            trace.before(step)
+            state, sums = train_step(state, batch, *constants)
+            trace.after(step, state)
+            records.add(step, sums)
+            last = step == num_steps
+            if last or step % config.log_every == 0:
+                records.write(step)
+            if last or step % plan.save_every == 0:
+                scores = records.write_validation(
+                    step,
+                    lambda state=state, step=step: validation_scores(
+                        eval_fn, validation, state.variables, f"after step {step}"
+                    ),
+                )
+                accuracy = scores["accuracy"]
+                _save(manager, state, records, accuracy)
+                saved = step
+            if _must_stop(manager, stop, step):
+                if saved != step:
+                    _save(manager, state, records, accuracy)
+                checkpoint.wait(manager)
+                raise Stopped(
+                    f"stopped at step {step} of phase {name}; the same command goes on",
+                    stop.number,
+                )
+        checkpoint.wait(manager)
+    return state
+
+
+def _compiled_step(config, plan, finished):
+    """The step over all devices, and what it takes beside state and batch."""
+    teacher = finished.get(plan.phase.get("teacher"))
     teachers = (devices.replicate(teacher.variables),) if teacher else ()
-
     # Phases that start from the same weights see the same batches: a fair control.
-    generation = generation_of(config, name)
+    generation = generation_of(config, plan.name)
     step_fn = make_step(
-        config, phase, steps_per_epoch, generation=generation, model=model, tx=tx
+        config,
+        plan.phase,
+        plan.steps_per_epoch,
+        generation=generation,
+        model=plan.model,
+        tx=plan.tx,
     )
     # An argument, not a constant: the seeds of a sweep share one compiled program.
     base_key = devices.replicate(make_base_key(config, generation))
@@ -137,148 +189,51 @@ def train_phase(config, name, finished, data, workdir, stop, *, profile=None):
         out_axes=None,
         donate_argnums=0,
     )
-    eval_fn = make_eval_fn(config, model)
-    validation = dataset.eval_batches(config, data.validation)
+    return train_step, (base_key, *teachers)
+
+
+def _restore(manager, state, name):
+    """The state to go on from, its metrics window and validation accuracy."""
+    restored = checkpoint.restore(manager, state)
+    if not restored:
+        return state, watch.Window(), 0.0
+    state, meta = restored
+    if meta["num_devices"] != jax.device_count():
+        LOGGER.warning(
+            "%s: resumed on %d devices, was on %d; sums round differently",
+            name,
+            jax.device_count(),
+            meta["num_devices"],
+        )
+    return state, watch.Window(meta["window"]), meta["accuracy"]
+
+
+def _open_stream(config, plan, start):
     batches = make_train_dataset(
-        source,
+        plan.source,
         batch_size=config.batch_size,
-        seed=config.seed + 1_000_003 * generation,
+        seed=config.seed + 1_000_003 * generation_of(config, plan.name),
         augment=config.augment,
         image_size=config.image_size,
     )
-
-    with contextlib.ExitStack() as opened:
-        manager = opened.enter_context(
-            checkpoint.open_manager(workdir / "checkpoints" / name)
-        )
-        restored = checkpoint.restore(manager, state)
-        window, accuracy = watch.Window(), 0.0
-        if restored:
-            state, meta = restored
-            window, accuracy = watch.Window(meta["window"]), meta["accuracy"]
-            if meta["num_devices"] != jax.device_count():
-                LOGGER.warning(
-                    "%s: resumed on %d devices, was on %d; sums round differently",
-                    name,
-                    jax.device_count(),
-                    meta["num_devices"],
-                )
-        start = saved = int(state.step)
-        state = devices.replicate(state)
-        if start >= num_steps:
-            return state
-        log = opened.enter_context(
-            PhaseLog(workdir, name, start, tensorboard=config.tensorboard)
-        )
-        trace = opened.enter_context(watch.Trace(profile, workdir / "profile" / name))
-        progress = opened.enter_context(
-            tqdm(
-                total=num_steps,
-                initial=start,
-                desc=f"{name:>8}",
-                disable=not config.progress or jax.process_index() != 0,
-            )
-        )
-        stream = iterate(
-            batches,
-            start_step=start,
-            num_threads=config.num_threads,
-            num_workers=config.num_workers,
-        )
-        opened.callback(stream.close)
-        pending = collections.deque()
-
-        def read(limit):
-            """Take in the metrics of steps that are done, all but the last ones."""
-            while len(pending) > limit:
-                step, sums = pending.popleft()
-                where = f"at step {step} of phase {name}"
-                try:
-                    window.add(jax.device_get(sums), where=where)
-                except watch.NonFiniteError as error:
-                    last = checkpoint.latest_path(manager) or "none yet"
-                    raise watch.NonFiniteError(
-                        f"{error}; last good checkpoint: {last}"
-                    ) from None
-
-        def save(step):
-            log.sync()
-            meta = {
-                "window": watch.Window(window.sums).sums,
-                "accuracy": accuracy,
-                "num_devices": jax.device_count(),
-            }
-            checkpoint.save(manager, state, accuracy=accuracy, meta=meta)
-
-        def must_stop(step):
-            if jax.process_count() > 1:  # all of them at the same step
-                return manager.reached_preemption(step)
-            return stop.is_set()
-
-        last_log, clock = start, time.perf_counter()
-        for step, batch in zip(
-            range(start + 1, num_steps + 1),
-            devices.prefetch(stream, config),
-            strict=False,
-        ):
-            trace.before(step)
-            state, sums = train_step(state, batch, base_key, *teachers)
-            trace.after(step, state)
-            pending.append((step, sums))
-            read(LAG)
-            progress.update()
-            last = step == num_steps
-            if last or step % config.log_every == 0:
-                read(0)
-                means = window.means()
-                rate = float(schedule(step - 1))
-                log.write(step, "train", {**means, "learning_rate": rate})
-                seconds = (time.perf_counter() - clock) / (step - last_log)
-                speed = {
-                    "images_per_second": config.batch_size / seconds,
-                    "step_seconds": seconds,
-                    "memory_bytes": watch.memory_bytes(),
-                }
-                log.write(step, "train", speed, file="timing")
-                progress.set_postfix(_short(means, speed))
-                window, last_log = watch.Window(), step
-                clock = time.perf_counter()
-            if last or step % save_every == 0:
-                read(0)
-                busy = time.perf_counter()
-                scores = _scores(eval_fn, validation, state, f"after step {step}")
-                accuracy = scores["accuracy"]
-                log.write(step, "validation", scores)
-                save(step)
-                saved = step
-                clock += time.perf_counter() - busy  # no part of a step's time
-            if must_stop(step):
-                read(0)
-                if saved != step:
-                    save(step)
-                checkpoint.wait(manager)
-                raise Stopped(
-                    f"stopped at step {step} of phase {name}; the same command goes on"
-                )
-        checkpoint.wait(manager)
-    return state
+    return iterate(
+        batches,
+        start_step=start,
+        num_threads=config.num_threads,
+        num_workers=config.num_workers,
+    )
 
 
-def _scores(eval_fn, batches, state, where) -> dict:
-    """Means over a split: sums and counts added up, divided once."""
-    window = watch.Window()
-    for batch in iterate(batches):
-        sums = jax.device_get(eval_fn(state.variables, devices.shard(batch)))
-        window.add(sums, where=f"in the evaluation {where}")
-    return window.means()
-
-
-def _short(means, speed) -> dict:
-    """What fits beside the progress bar."""
-    known = {k: means[k] for k in ("loss", "accuracy", "skipped") if k in means}
-    text = {name: f"{value:.3f}" for name, value in known.items()}
-    return {
-        **text,
-        "images/s": f"{speed['images_per_second']:.0f}",
-        "GB": f"{speed['memory_bytes'] / 1e9:.1f}",
+def _save(manager, state, records, accuracy):
+    meta = {
+        "window": records.sync(),
+        "accuracy": accuracy,
+        "num_devices": jax.device_count(),
     }
+    checkpoint.save(manager, state, accuracy=accuracy, meta=meta)
+
+
+def _must_stop(manager, stop, step) -> bool:
+    if jax.process_count() > 1:  # all of them at the same step
+        return manager.reached_preemption(step)
+    return stop.number is not None

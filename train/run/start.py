@@ -41,6 +41,21 @@ def initial_state(config, phase, finished, model, tx):
     return state
 
 
+def check_start(config, phase, model, tx):
+    """That the model can be made and the weights fit it; no array is made for it.
+
+    Raises:
+      ConfigError: as ``initial_state``.
+    """
+    if phase.init == "random":
+        jax.eval_shape(lambda: initial_state(config, phase, {}, model, tx))
+    elif phase.init == "pretrained":
+        random = phase.copy_and_resolve_references()
+        random.init = "random"
+        fresh = jax.eval_shape(lambda: initial_state(config, random, {}, model, tx))
+        _pretrained(config, fresh)
+
+
 def _pretrained(config, fresh):
     """Weights from a file; a layer for another number of classes stays random."""
 

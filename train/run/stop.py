@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves its state first."""
+"""A run that is asked to stop saves its state first, where there is one to save."""
 
 import contextlib
 import signal
@@ -6,24 +6,66 @@ import threading
 
 import jax
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Stopped(RuntimeError):
-    """The run was asked to stop (SIGTERM) and has saved its state."""
+    """The run was asked to stop and has saved its state.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM):
+        super().__init__(message)
+        self.number = number
+
+
+class Stop:
+    """Whether SIGTERM or Ctrl-C came.
+
+    By default the signal itself ends the run, by ``Stopped``. Inside ``deferred()`` it
+    is only noted: there the loop looks at ``number`` after every step, and saves. A
+    second Ctrl-C is an ordinary KeyboardInterrupt.
+    """
+
+    def __init__(self):
+        self.number = None
+        self._is_deferred = False
+
+    @contextlib.contextmanager
+    def deferred(self):
+        """Note the signal and go on; the loop saves and stops."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def note(self, number, frame=None):
+        """The handler of the signals."""
+        del frame
+        if self.number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = number
+        if not self._is_deferred:
+            raise Stopped("stopped; the same command goes on", number)
 
 
 @contextlib.contextmanager
-def on_sigterm():
-    """An event that SIGTERM sets, where this is the main thread and the only process.
+def on_signals():
+    """A ``Stop`` that hears, where this is the main thread and the only process.
 
     Several processes agree on a step through jax.distributed, whose handler must stay.
     """
-    event = threading.Event()
+    stop = Stop()
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or jax.process_count() > 1:
-        yield event
+        yield stop
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    before = {number: signal.signal(number, stop.note) for number in SIGNALS}
     try:
-        yield event
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

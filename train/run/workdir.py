@@ -11,6 +11,8 @@ checkpoints/     per phase
 import contextlib
 import fcntl
 import json
+import os
+import re
 from pathlib import Path
 
 import jax
@@ -19,6 +21,29 @@ from jax.experimental import multihost_utils
 from train.configuration import config_changes, without_new_phases
 from train.errors import ConfigError
 from train.files import write_json
+
+
+def check_workdir(workdir, config):
+    """That the folder can be this run's, as far as reading tells; nothing is written.
+
+    Raises:
+      ConfigError: it is no local path, cannot be written to, or holds another run.
+    """
+    if "://" in str(workdir) or re.match(r"^(gs|s3|hdfs|http|https):/", str(workdir)):
+        raise ConfigError(
+            f"workdir {workdir} is an address, not a folder; mount it (gcsfuse for "
+            "gs://) and give the folder"
+        )
+    workdir = Path(workdir)
+    nearest = next(
+        path for path in (workdir, *workdir.absolute().parents) if path.exists()
+    )
+    if not nearest.is_dir():
+        raise ConfigError(f"cannot write to workdir {workdir}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to workdir {workdir}: Permission denied")
+    if (workdir / "config.json").exists():
+        _check_config_file(workdir / "config.json", json.loads(config.to_json()))
 
 
 @contextlib.contextmanager
@@ -67,11 +92,21 @@ def _claim(workdir: Path, config):
 
 def _record_config(path: Path, config: dict):
     if path.exists():
+        _check_config_file(path, config)
+    write_json(path, config, sort_keys=True)
+
+
+def _check_config_file(path: Path, config: dict):
+    """ConfigError unless the run recorded there is this one, but for later phases."""
+    try:
         before = json.loads(path.read_text())
         changes = config_changes(*without_new_phases(before, config))
-        if changes:
-            raise ConfigError(
-                f"workdir {path.parent} holds a run of another configuration: "
-                f"{', '.join(changes)}; choose another --workdir"
-            )
-    write_json(path, config, sort_keys=True)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"{path} is damaged ({error}); put it right or choose another --workdir"
+        ) from None
+    if changes:
+        raise ConfigError(
+            f"workdir {path.parent} holds a run of another configuration: "
+            f"{', '.join(changes)}; choose another --workdir"
+        )
