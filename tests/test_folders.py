@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.pictures import SIZE, fill, map_all, names_of, save, write_csv
 from train.data import folders, labels_csv
-from train.data.pipeline import DatasetError
+from train.errors import DatasetError
 
 
 @pytest.fixture
