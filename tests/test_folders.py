@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from train.data.pipeline import DatasetError
 
 from tests.pictures import SIZE, fill, map_all, names_of, save, write_csv
 from train.data import folders, labels_csv
+from train.errors import DatasetError
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from ibsgl_jax.images import ImageError
 from train.data import decoded, layouts, splitting
 from train.data.faults import fault_message, listed, shown
 from train.data.grouping import group_keys
-from train.errors import DatasetError
+from train.errors import DatasetError, FaultsError
 
 SPLITS = splitting.SPLITS
 # Share of the pictures that may be unreadable.
@@ -373,7 +373,7 @@ def _raise(folder, faults, bad=(), number=0, max_unreadable=0.0):
     elif bad and faults:
         faults.append(_unreadable(bad, number))
     if faults:
-        raise DatasetError(fault_message(shown(folder), faults))
+        raise FaultsError(fault_message(shown(folder), faults))
 
 
 def _cache_warnings(reader):

@@ -26,7 +26,7 @@ from train.data import decoded, folders, similar, splitting
 from train.data.faults import fault_message, listed, shown
 from train.data.grouping import group_keys
 from train.data.labels_csv import SPLIT_NAMES
-from train.errors import DatasetError
+from train.errors import DatasetError, FaultsError
 
 # Reduced examples are kept in memory up to this many bytes, else made at every use.
 CACHE_BYTES = 2**30
@@ -189,7 +189,7 @@ class _Faults:
             for kind, names in self._kinds.items()
         ]
         if self.lines or lines:
-            raise DatasetError(fault_message("data", self.lines + lines))
+            raise FaultsError(fault_message("data", self.lines + lines))
 
 
 def _parts(data, faults):
