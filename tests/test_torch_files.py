@@ -112,9 +112,9 @@ class TestRead:
             assert arrays[key].dtype == array.dtype
             np.testing.assert_array_equal(arrays[key], array)
 
-    def test_wrapped_dictionary_and_prefix(self):
+    def test_wrapped_dictionary(self):
         arrays = torch_files.read(FOLDER / "bottleneck.pth")
-        assert arrays["layer1.0.conv2.weight"].shape == (2, 2, 3, 3)
+        assert arrays["module.layer1.0.conv2.weight"].shape == (2, 2, 3, 3)
 
     def test_big_endian(self, tmp_path):
         contents = pickled({"a": tensor(StorageId(2), 0, (2,), (1,))})
