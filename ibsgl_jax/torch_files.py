@@ -289,7 +289,7 @@ def _sets_of_weights(contents: dict) -> dict[str, dict]:
 
 
 def _preference(path: str):
-    """Smallest first: what was trained before its average, usual names before others."""
+    """Smallest first: the trained before its average, usual names before others."""
     first, _, rest = path.partition(".")
     usual = _FIRST_KEYS.index(first) if first in _FIRST_KEYS else len(_FIRST_KEYS)
     return (is_average(path), usual, path != "", bool(rest))
