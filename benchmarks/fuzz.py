@@ -8,6 +8,7 @@ inputs. Exit status 1 if there was any.
 
 import argparse
 import collections
+import faulthandler
 import json
 import multiprocessing
 import random
@@ -47,6 +48,7 @@ def _private() -> int:
 
 def _work(connection, kind, read, warm_up):
     """Reads the files whose paths come in; answers (outcome, words)."""
+    faulthandler.disable()  # a crash is counted, not told
     for path in warm_up:  # jax starts here, before the bound is set
         outcome(read, path)
     bound = _private() + MEMORY

@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,16 @@ def _tensors():
     return {name: np.ascontiguousarray(t) for name, t in tensors.items()}
 
 
+def _forget_time(path):
+    """An archive without the times of writing, the same at each run."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in entries:
+            info = zipfile.ZipInfo(entry.filename)
+            archive.writestr(info, data, entry.compress_type)
+
+
 def make_pth(folder):
     return [TORCH / "kinds.pth", TORCH / "bottleneck.pth", TORCH / "vgg.pth"]
 
@@ -60,6 +71,8 @@ def make_safetensors(folder):
 def make_npz(folder):
     np.savez(folder / "a.npz", **_tensors())
     np.savez_compressed(folder / "b.npz", **_tensors())
+    _forget_time(folder / "a.npz")
+    _forget_time(folder / "b.npz")
     return [folder / "a.npz", folder / "b.npz"]
 
 
@@ -123,6 +136,7 @@ def make_model(folder):
         num_classes=3,
         preprocessing=pretrained.preprocessing("resnet18"),
     )  # fmt: skip
+    _forget_time(folder / "plain.npz")
     return [folder / "plain.npz"]
 
 
