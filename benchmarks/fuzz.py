@@ -155,6 +155,8 @@ def fuzz(targets, seed, *, seconds, most, keep, say) -> dict:
             number += 1
             if number % 200 == 0:
                 say(f"{number} inputs, {len(bad)} bad")
+    except KeyboardInterrupt:
+        say("stopped; the counts so far:\n")
     finally:
         for worker in workers.values():
             worker.stop()
