@@ -43,7 +43,6 @@ def initial_state(config, phase, finished, model, tx):
 
 def _pretrained(config, fresh):
     """Weights from a file; a layer for another number of classes stays random."""
-
     try:
         _, variables = pretrained.load(config.model, config.pretrained or None)
     except (OSError, ValueError) as error:
