@@ -5,6 +5,8 @@ nothing for PyTorch's.
 """
 
 import importlib.util
+import logging
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ibsgl_jax import models, torch_files
+from ibsgl_jax import array_files, models, torch_files
+from ibsgl_jax.tensor_pickle import printable
+
+_LOGGER = logging.getLogger("ibsgl_jax")
+_NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 
 _VGG16_LAYERS = {
     "conv1_1": 0,
@@ -207,23 +213,9 @@ def read_tensors(path) -> dict[str, np.ndarray]:
     """Name -> array of a weights file; see `load` for the formats and errors."""
     path = Path(path)
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except OSError:
-            raise
-        except Exception as error:  # SafetensorError, and KeyError for its new dtypes
-            cause = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a safetensors file ({cause})") from None
+        return array_files.read_safetensors(path)
     if path.suffix == ".npz":
-        with open(path, "rb") as file:
-            try:
-                arrays = np.load(file, allow_pickle=False)
-                return {name: arrays[name] for name in arrays.files}
-            except Exception as error:  # zip, zlib, header and pickle errors alike
-                cause = " ".join(str(error).split())
-                raise ValueError(f"{path}: not an npz file ({cause})") from None
+        return array_files.read_npz(path)
     if path.suffix in (".pth", ".pt", ".bin"):
         return torch_files.read(path)
     raise ValueError(
@@ -233,45 +225,81 @@ def read_tensors(path) -> dict[str, np.ndarray]:
 
 
 def fill(model_name: str, tensors: Mapping[str, np.ndarray], **options):
-    """`load` from arrays that are already read."""
+    """`load` from arrays that are already read.
+
+    A prefix that all of the model's names share ("module.", "_orig_mod.", "model.",
+    any other, or several) is dropped, with what does not bear it; the logger
+    "ibsgl_jax" says so in one line.
+    """
     source = _source(model_name)
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
         if name.rpartition(".")[2] != "num_batches_tracked"
     }
-
-    def name_in_file(names, path):
-        return f"{names(path[1:-1])}.{_LEAVES[path[-1]]}"
-
-    # The model with the file's number of classes; the names do not depend on it.
-    heads = {names((source.head,)) + ".weight": names for names in source.names}
-    found = [head for head in heads if head in tensors]
-    if not found:
-        raise ValueError(
-            f"no tensor {next(iter(heads))!r}: not weights of {model_name}"
-        )
-    names = heads[found[0]]
-    shape = np.shape(tensors[found[0]])
-    if not shape or shape[0] == 0:
-        raise ValueError(f"tensor {found[0]!r} has shape {shape}, which has no classes")
+    names, tensors = _choose_names(model_name, source, tensors)
+    head = names((source.head,)) + ".weight"
+    shape = np.shape(tensors[head])
+    if not shape or np.size(tensors[head]) == 0:
+        raise ValueError(f"tensor {head!r} has shape {shape}, which has no classes")
     model = models.create(model_name, num_classes=shape[0], **options)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     shapes = traverse_util.flatten_dict(shapes)
 
-    wanted = {name_in_file(names, path): path for path in shapes}
+    wanted = {f"{names(path[1:-1])}.{_LEAVES[path[-1]]}": path for path in shapes}
     missing = [name for name in wanted if name not in tensors]
     unused = [name for name in tensors if name not in wanted]
     for kind, some in (("no tensor", missing), ("no place for tensor", unused)):
         if some:
             more = f" and {len(some) - 1} more" if len(some) > 1 else ""
-            raise ValueError(f"{kind} {some[0]!r}{more}: not weights of {model_name}")
+            raise ValueError(
+                f"{kind} '{printable(some[0])}'{more}: not weights of {model_name}"
+            )
 
     variables = {}
     for name, path in wanted.items():
         variables[path] = _fit(name, tensors[name], shapes[path].shape)
     return model, traverse_util.unflatten_dict(variables)
+
+
+def _choose_names(model_name, source: _Source, tensors):
+    """The scheme of names that a file follows, and its tensors under plain names.
+
+    Of several prefixes the emptiest wins, then one that is no running average's, then
+    the one that is followed by most tensors, then the file's first.
+    """
+    heads = [names((source.head,)) + ".weight" for names in source.names]
+    found = []
+    for names, head in zip(source.names, heads, strict=True):
+        for name in tensors:
+            if name == head or name.endswith("." + head):
+                found.append((name.removesuffix(head), names))
+    if not found:
+        raise ValueError(f"no tensor {heads[0]!r}: not weights of {model_name}")
+    counts = {p: sum(name.startswith(p) for name in tensors) for p, _ in found}
+
+    def preference(choice):
+        prefix = choice[0]
+        return (prefix != "", torch_files.is_average(prefix), -counts[prefix])
+
+    found.sort(key=preference)
+    prefix, names = found[0]
+    if not prefix:
+        return names, tensors
+    notice = f"drops the prefix '{printable(prefix)}' of the weights' names"
+    others = [f"'{printable(p)}'" for p in dict.fromkeys(p for p, _ in found[1:])]
+    if others := [p for p in others if p != f"'{printable(prefix)}'"]:
+        notice += f", and the weights under {', '.join(others[:3])}"
+    elif left := [name for name in tensors if not name.startswith(prefix)]:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        notice += f", and '{printable(left[0])}'{more} without it"
+    _LOGGER.warning("%s", notice)
+    return names, {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def _fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
@@ -282,10 +310,15 @@ def _fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
         expected = shape[::-1]
     found = tuple(tensor.shape)
     if len(shape) == 2 and len(found) == 4:  # a dense layer as a convolution
-        found = (found[0], int(np.prod(found[1:])))
+        found = (found[0], math.prod(found[1:]))
     if found != expected:
         raise ValueError(f"tensor {name!r} has shape {found}, not {expected}")
-    array = np.asarray(tensor).astype(np.float32).reshape(expected)
+    tensor = np.asarray(tensor)
+    if not any(jnp.issubdtype(tensor.dtype, kind) for kind in _NUMBERS):
+        dtype = printable(tensor.dtype.name)
+        raise ValueError(f"tensor {name!r} holds {dtype}, which are no real numbers")
+    with np.errstate(over="ignore", invalid="ignore"):  # both are refused below
+        array = tensor.astype(np.float32).reshape(expected)
     if not np.isfinite(array).all():
         raise ValueError(f"tensor {name!r} holds NaN or infinite values")
     if len(shape) == 4:

@@ -1,6 +1,8 @@
 """Weights into models: PyTorch's numbers, real ImageNet weights, and bad files."""
 
 import functools
+import io
+import zipfile
 from pathlib import Path
 
 import jax
@@ -266,3 +268,71 @@ class TestImagenetClasses:
         assert len(names) == len(set(names)) == 1000
         assert names[0] == "tench" and names[999] == "toilet tissue"
         assert names[134] == "crane (134)" and names[639] == "maillot (tank suit)"
+
+
+class TestPrefixes:
+    @pytest.mark.parametrize(
+        "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.net.", "any_x."]
+    )
+    def test_dropped_and_said(self, prefix, caplog):
+        tensors, fill = basic()
+        wrapped = {prefix + name: t for name, t in tensors.items()}
+        _, variables = fill(wrapped | {"n_averaged": np.array(3)})
+        assert leaves_equal(variables, fill(tensors)[1])
+        assert caplog.messages == [
+            f"drops the prefix '{prefix}' of the weights' names, and 'n_averaged' "
+            "without it"
+        ]
+
+    def test_the_average_is_not_taken(self, caplog):
+        tensors, fill = basic()
+        both = {f"ema.{name}": t + 1 for name, t in tensors.items()}
+        both |= {f"net.{name}": t for name, t in tensors.items()}
+        assert leaves_equal(fill(both)[1], fill(tensors)[1])
+        assert "'net.'" in caplog.text and "weights under 'ema.'" in caplog.text
+
+    def test_one_output(self):
+        tensors, fill = basic()
+        one = tensors | {n: tensors[n][:1] for n in ("fc.weight", "fc.bias")}
+        model, variables = fill(one)
+        assert model.num_classes == 1
+        assert variables["params"]["fc"]["kernel"].shape[-1] == 1
+
+    @pytest.mark.parametrize("dtype", ["U3", "complex64", "M8[s]", [("a", "f4")]])
+    def test_no_numbers(self, dtype):
+        tensors, fill = basic()
+        with pytest.raises(ValueError, match="'bn1.bias' holds .*no real numbers"):
+            fill(tensors | {"bn1.bias": np.zeros(4, dtype)})
+
+
+class TestArrayFiles:
+    def header(self, shape, dtype="<f4"):
+        file = io.BytesIO()
+        about = {"descr": dtype, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, about)
+        return file.getvalue()
+
+    @pytest.mark.parametrize(
+        ("contents", "message"),
+        [
+            (lambda self: self.header((2**40,)), "not of its length"),
+            (lambda self: self.header((2**62, 2**62)), "not of its length"),
+            (lambda self: self.header((1,), "|O") + b"N.", "objects"),
+            (lambda self: bytes(2**27), "inflates to more"),
+            (lambda self: b"text", "not an npz file"),
+        ],
+    )
+    def test_npz(self, contents, message, tmp_path):
+        path = tmp_path / "a.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("\x1b[31m.npy", contents(self))
+        with pytest.raises(ValueError, match=message) as caught:
+            pretrained.read_tensors(path)
+        assert str(caught.value).isprintable()
+
+    @pytest.mark.parametrize("length", [0, 2**20, 2**63, 2**64 - 1])
+    def test_safetensors(self, length, tmp_path):
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(length.to_bytes(8, "little") + b"{}")
+        with pytest.raises(ValueError, match="not a safetensors file"):
+            pretrained.read_tensors(path)

@@ -4,6 +4,8 @@ import collections
 import io
 import os
 import pickle
+import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -112,9 +114,9 @@ class TestRead:
             assert arrays[key].dtype == array.dtype
             np.testing.assert_array_equal(arrays[key], array)
 
-    def test_wrapped_dictionary_and_prefix(self):
+    def test_wrapped_dictionary(self):
         arrays = torch_files.read(FOLDER / "bottleneck.pth")
-        assert arrays["layer1.0.conv2.weight"].shape == (2, 2, 3, 3)
+        assert arrays["module.layer1.0.conv2.weight"].shape == (2, 2, 3, 3)
 
     def test_big_endian(self, tmp_path):
         contents = pickled({"a": tensor(StorageId(2), 0, (2,), (1,))})
@@ -254,3 +256,110 @@ class TestRefusal:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "hello")
         self.check(path, "a zip file, but not one that PyTorch wrote")
+
+
+class TestBounds:
+    """Files that announce more than they hold, written as raw operations."""
+
+    def check(self, path, message):
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=message) as caught:
+            torch_files.read(path)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400 + len(str(path))
+        assert time.monotonic() - start < 10
+
+    @pytest.mark.parametrize(
+        ("operations", "message"),
+        [
+            # A key nested 300,000 deep.
+            (b"}" + b")" + b"\x85" * 300_000 + b"K\1s.", "key that is no name"),
+            # A tuple that doubles forty times, as a key.
+            (b"})" + b"2\x86" * 40 + b"K\1s.", "key that is no name"),
+            (b"}r\xff\xff\xff\x7f.", "no dictionary of tensors"),  # a memo's index
+            (b"}X\xff\xff\xff\x7fa.", "cut off"),
+            (b"}\x8d" + b"\xff" * 8 + b".", "cut off"),
+            (b"\x8b\xff\xff\xff\x7f.", "64 bytes"),
+            (b"K\0" * 1_000_001 + b".", "more than 1,000,000 operations"),
+            (b"0.", "nothing to take"),
+            (b"F1.5\n.", "an operation"),
+            (b"cos\x1b[31m\nsystem\n.", r"names os\\x1b\[31m.system"),
+            (b"c" + b"a" * 9000 + b"\nb\n.", "has no end"),
+        ],
+    )
+    def test_operations(self, operations, message, tmp_path):
+        self.check(write_zip(tmp_path / "a.pth", b"\x80\x02" + operations), message)
+
+    def test_names_are_cut_and_escaped(self, tmp_path):
+        contents = pickled({"\x1b[2J\u202e" + "x" * 5000: 1})
+        self.check(write_zip(tmp_path / "a.pth", contents), r"\\x1b\[2J\\u202ex+\.\.\.")
+
+    @pytest.mark.parametrize(
+        ("size", "stride"),
+        [
+            ((2**33, 4), (0, 1)),
+            ((5,), (0,)),
+            ((2**62, 2), (0, 0)),
+            ((1,) * 40, (1,) * 40),
+            ((2**70,), (0,)),
+        ],
+    )
+    def test_repeated_numbers(self, size, stride, tmp_path):
+        contents = pickled({"a": tensor(StorageId(4), 0, size, stride)})
+        self.check(
+            write_zip(tmp_path / "a.pth", contents), "announce|no shape|reaches past"
+        )
+
+    def test_one_storage_a_thousand_times(self, tmp_path):
+        one = {
+            f"a{i}": tensor(StorageId(40_000), 0, (40_000,), (1,)) for i in range(99)
+        }
+        path = write_zip(tmp_path / "a.pth", pickled(one), [bytes(160_000)])
+        self.check(path, "announce more numbers")
+
+    def test_compressed_bomb(self, tmp_path):
+        path = tmp_path / "a.pth"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/data.pkl", bytes(2**24))
+        self.check(path, "compressed")
+
+    def test_entries_that_overlap(self, tmp_path):
+        path = write_zip(tmp_path / "a.pth", pickled({}), [bytes(5000)])
+        data = bytearray(path.read_bytes())
+        place = data.rindex(b"PK\1\2")
+        data[place + 20 : place + 28] = struct.pack("<II", 2**31, 2**31)
+        path.write_bytes(data)
+        self.check(path, "overlap, or announce more")
+
+
+class TestSets:
+    """Several dictionaries of tensors in one file."""
+
+    def read(self, contents, tmp_path, caplog):
+        path = write_zip(tmp_path / "a.pth", pickled(contents), [bytes(4), bytes(8)])
+        caplog.clear()
+        arrays = torch_files.read(path)
+        return arrays["w"].size, caplog.messages
+
+    @pytest.mark.parametrize(
+        ("wrap", "size", "said"),
+        [
+            (lambda t, e: {"state_dict": t}, 1, ""),
+            (
+                lambda t, e: {"state_dict_ema": e, "state_dict": t},
+                1,
+                "'state_dict', no",
+            ),
+            (lambda t, e: {"model_ema": e, "epoch": 1}, 2, "under 'model_ema'"),
+            (lambda t, e: {"ema": {"module": e}}, 2, "under 'ema.module'"),
+            (lambda t, e: {"teacher": e, "student": t}, 1, "'student', not 'teacher'"),
+            (lambda t, e: {"model": t, "optimizer": {"state": {0: e}}}, 1, ""),
+        ],
+    )
+    def test_which_is_taken(self, wrap, size, said, tmp_path, caplog):
+        trained = {"w": tensor(StorageId(1, "0"), 0, (1,), (1,))}
+        average = {"w": tensor(StorageId(2, "1"), 0, (2,), (1,))}
+        found, messages = self.read(wrap(trained, average), tmp_path, caplog)
+        assert found == size
+        assert len(messages) == bool(said)
+        assert said in "".join(messages)

@@ -104,7 +104,7 @@ def evaluate_run(
             config, owner.model, variables, source, progress=bar.update
         )
         values |= temperature.measure_split(
-            config, owner.model, variables, source, validation=owner.data.validation
+            config, owner.model, variables, source, validation=run.data.validation
         )
         for step, part in (
             (perturb, perturbed),

@@ -75,7 +75,6 @@ def prepare(dataset, data_dir, **options):
 
 def _prepare_once(make_builder):
     """Generates an embedded set unless it is there; safe beside other processes."""
-
     wait = jax.process_count() > 1
     try:
         if wait and jax.process_index() != 0:

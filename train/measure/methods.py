@@ -19,7 +19,6 @@ SANITY_LIMIT = 0.5
 
 def evaluate_methods(run, models, explained, random_part, bar):
     """The table of methods, the check by random weights and the per-example values."""
-
     config = run.config
     score_fn = devices.compiled(
         _score_maps,

@@ -44,7 +44,6 @@ def load_config(workdir: Path):
     Raises:
       ConfigError: there is no run in the folder.
     """
-
     try:
         return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
     except FileNotFoundError:
@@ -87,7 +86,6 @@ def load_states(config, num_classes: int, workdir: Path):
       ConfigError: no phase has a checkpoint, or one is of another model.
       CheckpointError: a checkpoint cannot be read.
     """
-
     model = make_model(config, num_classes)
     tx = make_optimizer(config.optimizer, make_schedule(1.0, 2, 0))
     loaded, notes = {}, []

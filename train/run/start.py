@@ -58,7 +58,6 @@ def check_start(config, phase, model, tx):
 
 def _pretrained(config, fresh):
     """Weights from a file; a layer for another number of classes stays random."""
-
     try:
         _, variables = pretrained.load(config.model, config.pretrained or None)
     except (OSError, ValueError) as error:

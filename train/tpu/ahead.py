@@ -64,7 +64,6 @@ def compile_step(config, phase, devices, num_classes: int):
     Raises:
       CompileError: the batch does not divide, or needs more memory than a chip has.
     """
-
     if config.batch_size % (len(devices) * config.accumulate_steps):
         raise CompileError(
             f"batch_size={config.batch_size} is not divisible by {len(devices)} chips"
@@ -162,7 +161,6 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
     Returns:
       flops of one chip and its images; 0 without a bottleneck.
     """
-
     if phase.method != "guided" or phase.teacher == "mask":
         return 0.0
     options = guidance_config(phase).bottleneck
@@ -241,14 +239,12 @@ def bounds(row: dict, kind: str) -> dict:
 
 def _as_on(devices):
     """What the library asks jax for, to choose its loops, as it is on these devices."""
-
     (platform,) = {device.platform for device in devices}
     return mock.patch("jax.default_backend", lambda: platform)
 
 
 def _placed(mesh, spec, tree):
     """The shapes of a tree, laid out on the devices of the mesh."""
-
     sharding = jax.NamedSharding(mesh, spec)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
