@@ -97,26 +97,23 @@ def train_step(
     num_examples = batch["label"].shape[0]
     batch = {"place": jnp.arange(num_examples), **batch}
     key = jax.random.fold_in(base_key, state.step)
-    if axis_name:
-        num_examples *= jax.lax.axis_size(axis_name)
-    shared = dict(
-        state=state, teacher_variables=teacher_variables, num_examples=num_examples
-    )
+    num_examples *= jax.lax.axis_size(axis_name) if axis_name else 1
+    shared = (state, teacher_variables, num_examples)
 
     def loss_fn(params, batch_stats, stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
         forward, task, batch_stats = _forward(
             model, variables, batch, key, image_stats, label_smoothing, mixup
         )
+        _, _, labels, _, _, logits, _ = forward
         total, diagnostics = task, {}
         if penalty_fn is not None:
-            given = Forward(**forward, **shared, feature_stats=stats)
-            penalty, stats, diagnostics = penalty_fn(given)
+            penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))
             total = task + penalty
         per_example = {
             "loss": total,
             "task_loss": task,
-            "accuracy": metrics.accuracy(forward["logits"], forward["labels"]),
+            "accuracy": metrics.accuracy(logits, labels),
         }
         sums = {k: metrics.sum_and_count(v) for k, v in per_example.items()}
         return jnp.mean(total), (batch_stats, stats, sums | diagnostics)
@@ -135,7 +132,7 @@ def train_step(
 
 
 def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
-    """The forward pass: fields of ``Forward``, the task loss [N], new batch_stats."""
+    """The first fields of ``Forward``, the task loss [N] and new batch_stats."""
     # Keyed by the example's place in the global batch, so that the draws do not
     # depend on how many devices share it.
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
@@ -157,15 +154,7 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
         jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
     )
     task = optax.softmax_cross_entropy(logits, mix(targets))
-    forward = {
-        "keys": noise_keys,
-        "images": images,
-        "labels": labels,
-        "variables": variables,
-        "features": features,
-        "logits": logits,
-        "batch": batch,
-    }
+    forward = noise_keys, images, labels, variables, features, logits, batch
     return forward, task, updated.get("batch_stats", {})
 
 
