@@ -157,27 +157,6 @@ class TestRead:
             images.read(tmp_path)
 
 
-class TestFind:
-    def test_files_folders_and_wildcards(self, tmp_path):
-        for name in ("b.PNG", "a.jpg", "notes.txt", "inner/c.webp"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).touch()
-        names = lambda paths: [str(p.relative_to(tmp_path)) for p in paths]  # noqa: E731
-        paths, failures = images.find([str(tmp_path)])
-        assert names(paths) == ["a.jpg", "b.PNG", "inner/c.webp"] and not failures
-        paths, _ = images.find([f"{tmp_path}/b.*", f"{tmp_path}/a.jpg", str(tmp_path)])
-        assert names(paths) == ["b.PNG", "a.jpg", "inner/c.webp"]
-        paths, failures = images.find([f"{tmp_path}/*.bmp", f"{tmp_path}/x.jpg"])
-        assert names(paths) == ["x.jpg"] and "no file matches" in failures[0]
-        (tmp_path / "bare").mkdir()
-        assert "no images" in images.find([f"{tmp_path}/bare"])[1][0]
-
-    def test_a_name_with_brackets_is_a_file_first(self, tmp_path):
-        (tmp_path / "a[1].jpg").touch()
-        paths, failures = images.find([f"{tmp_path}/a[1].jpg"])
-        assert [p.name for p in paths] == ["a[1].jpg"] and not failures
-
-
 class TestPrepare:
     def test_equals_resize_then_crop(self):
         image = Image.fromarray(gradient_image(90, 60))
@@ -213,68 +192,3 @@ class TestPrepare:
     def test_unknown_fit(self):
         with pytest.raises(ValueError, match="fit='stretch'"):
             images.crop_box((3, 3), share=1.0, fit="stretch")
-
-
-def panel(heat, unit=None, view=None):
-    view = np.full((48, 64, 3), 128, np.uint8) if view is None else view
-    return images.Panel(view, heat, "Method", unit)
-
-
-class TestDrawing:
-    def blob(self):
-        y, x = np.mgrid[:8, :8]
-        return np.exp(-((x - 2) ** 2 + (y - 5) ** 2) / 4)
-
-    def test_overlay_puts_the_heat_in_its_place(self, tmp_path):
-        path = tmp_path / "a.png"
-        images.overlay(panel(self.blob(), "bits per pixel"), title="cat", path=path)
-        picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-        # Colour (the view is grey) is left of the colour bar, and low on the left.
-        inside = picture[60:, : int(0.8 * picture.shape[1])]
-        colour = inside.max(axis=-1) - inside.min(axis=-1)
-        y, x = np.mgrid[: colour.shape[0], : colour.shape[1]]
-        assert np.sum(x * colour) / np.sum(colour) < 0.45 * colour.shape[1]
-        assert np.sum(y * colour) / np.sum(colour) > 0.55 * colour.shape[0]
-
-    def test_photo_shows_where_the_map_is_zero(self, tmp_path):
-        view = np.zeros((50, 50, 3), np.uint8)
-        view[:, 25:] = 200
-        heat = np.zeros((8, 8))
-        heat[0, 0] = 1.0
-        path = tmp_path / "a.png"
-        images.overlay(panel(heat, view=view), title="", path=path)
-        picture = np.asarray(Image.open(path).convert("RGB"))
-        for value in (0, 200):
-            assert np.mean(np.all(picture == value, axis=-1)) > 0.2
-
-    @pytest.mark.parametrize("unit", [None, "bits per pixel"])
-    def test_a_map_of_zeros_says_so(self, tmp_path, unit):
-        path = tmp_path / "a.png"
-        images.overlay(panel(np.zeros((8, 8)), unit), title="cat", path=path)
-        assert path.stat().st_size > 1000
-
-    def test_one_hot_pixel_does_not_hide_the_rest(self):
-        from matplotlib.figure import Figure
-
-        heat = np.ones((40, 40))
-        heat[0, 0] = 1000.0
-        assert images._draw(Figure().add_subplot(), panel(heat)) == 1.0
-
-    def test_contact_sheet_grows_with_photos_and_methods(self, tmp_path):
-        sizes = {}
-        for num_rows, num_methods in ((1, 1), (3, 1), (1, 3)):
-            rows = [("a.jpg\ncat", [panel(self.blob())] * num_methods)] * num_rows
-            path = tmp_path / "sheet.png"
-            images.contact_sheet(rows, path=path)
-            with Image.open(path) as sheet:
-                sizes[num_rows, num_methods] = sheet.size
-        assert sizes[3, 1][1] > 2 * sizes[1, 1][1]
-        assert sizes[1, 3][0] > 1.7 * sizes[1, 1][0]
-
-    def test_unwritable_place(self, tmp_path):
-        (tmp_path / "file").touch()
-        with pytest.raises(images.ImageError, match="cannot be written") as raised:
-            images.overlay(
-                panel(self.blob()), title="", path=tmp_path / "file" / "a.png"
-            )
-        assert "\n" not in str(raised.value)
