@@ -161,7 +161,7 @@ class Results:
                 f"--out {self._folder.path}: no room for the maps of {num_photos} "
                 f"photos ({error.strerror})"
             ) from None
-        stopped = None
+        stopped, complete = None, False
         try:
             for block in blocks:
                 self.failures += block.failures
@@ -169,11 +169,12 @@ class Results:
                     self._add_block(block, *explain_fn(block.pixels))
                 num_done += len(block.photos) + len(block.failures)
                 terminal.show_progress(f"explained {num_done} of {num_photos} photos")
+            complete = True
         except (KeyboardInterrupt, OSError) as error:
             stopped = error
         finally:
             with _uninterrupted():
-                self._finish(stopped)
+                self._finish(complete, is_full=isinstance(stopped, OSError))
         done = f"{len(self.entries)} of {num_photos} photos are explained"
         if isinstance(stopped, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{done} in {self._folder.path}")
@@ -237,15 +238,14 @@ class Results:
         self._num_sheets += 1
         self._folder.write(name, drawing.contact_sheet(rows))
 
-    def _finish(self, stopped: BaseException | None) -> None:
-        full = isinstance(stopped, OSError)
-        if self._rows and not full:
+    def _finish(self, complete: bool, *, is_full: bool) -> None:
+        if self._rows and not is_full:
             try:
                 self._write_sheet()
             except OSError as error:
                 self.failures.append(f"the contact sheet: {_cannot_write(error)}")
         explanation = self._about | {
-            "complete": stopped is None,
+            "complete": complete,
             "photos": self.entries,
             "failed": [shown(failure) for failure in self.failures],
             "skipped": [shown(path) for path in self._found.skipped],
