@@ -34,11 +34,19 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
     for name, value in arguments.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and (not text or "\0" in text):
-                kind = "empty" if not text else "no text (it holds a zero byte)"
-                raise UserError(f"the value of {name} is {kind}")
+        _check_text(name, value)
     return command(**arguments)
+
+
+def _check_text(name: str, value) -> None:
+    """UserError for values that name nothing on any system."""
+    if isinstance(value, list) and name != "photos":  # argparse's reading of "--x=--"
+        raise UserError(f"the value of {name} is missing")
+    for text in value if isinstance(value, list) else [value]:
+        if text == "":
+            raise UserError(f"the value of {name} is empty")
+        if isinstance(text, str) and "\0" in text:
+            raise UserError(f"the value of {name} holds a zero byte")
 
 
 def _parser() -> argparse.ArgumentParser:

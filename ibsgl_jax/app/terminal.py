@@ -76,7 +76,7 @@ def _outside_cause(error: Exception) -> str | None:
     """The line for an error that is neither the user's mistake nor our bug, or None."""
     if isinstance(error, ModuleNotFoundError) and error.name in _OPTIONAL:
         package = _OPTIONAL[error.name]
-        return f"the package {package} is missing: pip install 'ibsgl_jax[explain]'"
+        return f"no package {package}: pip install 'ibsgl_jax[explain]'"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "not enough memory: try a smaller --chunk-size"
     if isinstance(error, OSError):
