@@ -251,6 +251,22 @@ class TestStatistics:
         assert status == 0 and "left out of the statistics" in stderr
         assert list((tmp_path / "cache" / "ibsgl_jax").glob("*.stats.npz"))
 
+    def test_nobodys_file_is_written_over(self, loaded, tmp_path):
+        beside = loaded._replace(weights_path=tmp_path / "net.npz")
+        own, shared = stats_cache._places(beside, None, "crop")
+        shared = tmp_path / "cache" / shared.name
+        moments = feature_stats.Moments(*np.ones((3, 2, 2, 4), np.float32))
+        own.write_text("precious")
+        stats_cache._write([own, shared], "print", "a folder", moments)
+        assert own.read_text() == "precious" and stats_cache._kept(shared)
+        shared.rename(tmp_path / "real")
+        shared.symlink_to("../real")
+        before = (tmp_path / "real").read_bytes()
+        own.unlink()
+        stats_cache._write([shared, own], "other", "a folder", moments)
+        assert shared.is_symlink() and (tmp_path / "real").read_bytes() == before
+        assert stats_cache._kept(own)[0] == "other"
+
 
 class TestBadInput:
     def test_bad_photos_do_not_stop_the_good_ones(self, run, photos, tmp_path):
