@@ -281,8 +281,10 @@ class OutputFolder:
             with open(scratch, "xb") as file:
                 file.write(data)
             self._rename(scratch, target)
-        except BaseException:
+        except BaseException as error:
             scratch.unlink(missing_ok=True)
+            if isinstance(error, OSError):  # so that its line names the file
+                error.filename = str(target)
             raise
         self._written[name] = len(data)
 
