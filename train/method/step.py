@@ -5,6 +5,7 @@
 Metrics are (sum, count) pairs, summed over devices.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +62,8 @@ def train_step(
     tx,
     base_key,
     image_stats,
+    class_weights=None,
+    learning=None,
     label_smoothing=0.0,
     mixup=0.0,
     accumulate_steps=1,
@@ -81,6 +84,9 @@ def train_step(
       tx: optax transformation.
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
+      class_weights: C weights of the task loss, by the label; None for ones.
+      learning: names in ``params`` of the head's layers, if they alone learn: on
+        features in evaluation mode. None for all layers.
       label_smoothing: in [0, 1).
       mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
       accumulate_steps: the batch of a device is taken in so many parts, whose gradients
@@ -99,12 +105,21 @@ def train_step(
     key = jax.random.fold_in(base_key, state.step)
     num_examples *= jax.lax.axis_size(axis_name) if axis_name else 1
     shared = (state, teacher_variables, num_examples)
+    forward_fn = functools.partial(
+        _forward,
+        model,
+        key=key,
+        image_stats=image_stats,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        is_frozen=learning is not None,
+    )
 
     def loss_fn(params, batch_stats, stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        forward, task, batch_stats = _forward(
-            model, variables, batch, key, image_stats, label_smoothing, mixup
-        )
+        forward, task, batch_stats = forward_fn(variables, batch)
+        if class_weights is not None:
+            task *= jnp.asarray(class_weights, jnp.float32)[batch["label"]]
         _, _, labels, _, _, logits, _ = forward
         total, diagnostics = task, {}
         if penalty_fn is not None:
@@ -126,12 +141,14 @@ def train_step(
         sums = jax.lax.psum(sums, axis_name)
     norm = optax.tree.norm(gradient)
     sums["gradient_norm"] = norm, jnp.float32(1.0)
-    after = _update(state, gradient, tx, ema_decay)
+    after = _update(state, gradient, tx, ema_decay, learning)
     after = after.replace(batch_stats=batch_stats, feature_stats=stats)
     return _skip(state, after, sums, norm) if skip_nonfinite else (after, sums)
 
 
-def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
+def _forward(
+    model, variables, batch, *, key, image_stats, label_smoothing, mixup, is_frozen
+):
     """The first fields of ``Forward``, the task loss [N] and new batch_stats."""
     # Keyed by the example's place in the global batch, so that the draws do not
     # depend on how many devices share it.
@@ -140,9 +157,13 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
     images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
     mix = _make_mix(keys, mixup)
     images = mix(images)
-    features, updated = model.apply(
-        variables, images, train=True, method="features", mutable=["batch_stats"]
-    )
+    if is_frozen:
+        features = model.apply(variables, images, method="features")
+        features, updated = jax.lax.stop_gradient(features), variables
+    else:
+        features, updated = model.apply(
+            variables, images, train=True, method="features", mutable=["batch_stats"]
+        )
     logits = model.apply(
         variables,
         features,
@@ -158,9 +179,14 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
     return forward, task, updated.get("batch_stats", {})
 
 
-def _update(state, gradient, tx, ema_decay):
+def _update(state, gradient, tx, ema_decay, learning):
     """The state after the optimizer's update, its statistics as they were."""
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    if learning is not None:  # weight decay moves what has no gradient
+        updates = {
+            name: branch if name in learning else optax.tree.zeros_like(branch)
+            for name, branch in updates.items()
+        }
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:

@@ -32,7 +32,7 @@ def training_charts(run):
 
     def start(phase):
         init = run.config[phase].init
-        return 0 if init == "random" else start(init) + last.get(init, 0)
+        return 0 if init not in last else start(init) + last.get(init, 0)
 
     charts = []
     for key, title in CURVES:
