@@ -5,7 +5,6 @@
 Metrics are (sum, count) pairs, summed over devices.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -85,41 +84,29 @@ def train_step(
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
       class_weights: C weights of the task loss, by the label; None for ones.
-      learning: names in ``params`` of the head's layers, if they alone learn: on
-        features in evaluation mode. None for all layers.
+      learning: names in ``params`` of the head, if it learns alone; None for all.
       label_smoothing: in [0, 1).
       mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
-      accumulate_steps: the batch of a device is taken in so many parts, whose gradients
-        are averaged; BatchNorm and the feature statistics see a part at a time.
+      accumulate_steps: parts that a device's batch is taken in, whose gradients are
+        averaged; BatchNorm and the feature statistics see a part at a time.
       ema_decay: of the moving average of the parameters; 0 for none. The first steps
         forget faster, as (1 + step) / (10 + step).
       skip_nonfinite: leave everything but ``step`` as it was where the loss or the
         gradient is not finite, and count it in the metric "skipped".
       axis_name: pmap axis to average over; None for one device.
 
-    Returns:
-      (state, metrics): metrics is a dict of (sum, count) float32 pairs.
+    Returns: (state, metrics): a dict of (sum, count) float32 pairs.
     """
     num_examples = batch["label"].shape[0]
     batch = {"place": jnp.arange(num_examples), **batch}
     key = jax.random.fold_in(base_key, state.step)
     num_examples *= jax.lax.axis_size(axis_name) if axis_name else 1
     shared = (state, teacher_variables, num_examples)
-    forward_fn = functools.partial(
-        _forward,
-        model,
-        key=key,
-        image_stats=image_stats,
-        label_smoothing=label_smoothing,
-        mixup=mixup,
-        is_frozen=learning is not None,
-    )
+    options = (learning is not None, image_stats, class_weights, label_smoothing, mixup)
 
     def loss_fn(params, batch_stats, stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        forward, task, batch_stats = forward_fn(variables, batch)
-        if class_weights is not None:
-            task *= jnp.asarray(class_weights, jnp.float32)[batch["label"]]
+        forward, task, batch_stats = _forward(model, variables, batch, key, *options)
         _, _, labels, _, _, logits, _ = forward
         total, diagnostics = task, {}
         if penalty_fn is not None:
@@ -130,8 +117,8 @@ def train_step(
             "task_loss": task,
             "accuracy": metrics.accuracy(logits, labels),
         }
-        sums = {k: metrics.sum_and_count(v) for k, v in per_example.items()}
-        return jnp.mean(total), (batch_stats, stats, sums | diagnostics)
+        sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
+        return jnp.mean(total), (batch_stats, stats, sums)
 
     gradient, (batch_stats, stats, sums) = _accumulate(
         jax.grad(loss_fn, has_aux=True), state, batch, accumulate_steps
@@ -147,7 +134,15 @@ def train_step(
 
 
 def _forward(
-    model, variables, batch, *, key, image_stats, label_smoothing, mixup, is_frozen
+    model,
+    variables,
+    batch,
+    key,
+    is_frozen,
+    image_stats,
+    class_weights,
+    label_smoothing,
+    mixup,
 ):
     """The first fields of ``Forward``, the task loss [N] and new batch_stats."""
     # Keyed by the example's place in the global batch, so that the draws do not
@@ -175,6 +170,8 @@ def _forward(
         jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
     )
     task = optax.softmax_cross_entropy(logits, mix(targets))
+    if class_weights is not None:
+        task *= jnp.asarray(class_weights, jnp.float32)[labels]
     forward = noise_keys, images, labels, variables, features, logits, batch
     return forward, task, updated.get("batch_stats", {})
 

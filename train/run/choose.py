@@ -25,7 +25,7 @@ OPEN_IN_PHASES = ("num_epochs", "learning_rate")
 TRAIN_SHARE = splitting.SHARES["train"]
 HEADERS = 50  # that tell how large the pictures are
 # Examples that the plain phase sees on a CPU and on an accelerator, and its epochs.
-SEEN = {"cpu": (2500, 3, 10), "other": (30_000, 5, 30)}
+SEEN = {"cpu": (2000, 2, 8), "other": (30_000, 5, 30)}
 # Passes forward, of one batch: measured for EfficientNet-Lite0 on a CPU.
 STEP_PASSES, HEAD_PASSES, GUIDED_PASSES, TEST_PASSES = 3.5, 1.1, 4.0, 10.0
 
@@ -115,7 +115,7 @@ def _choose(config, field, number, side):
         return float(f"{rate / 2 if is_later else rate:.2g}")
     seen, least, most = SEEN["cpu" if is_cpu else "other"]
     epochs = min(max(round(seen / number), least), most)
-    return float(math.ceil(epochs / 2) if is_later else epochs)
+    return float(max(1, epochs // 2) if is_later else epochs)
 
 
 def _image_size(model, number, side, is_cpu):
