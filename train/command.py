@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -54,6 +55,18 @@ def define_config(default: str):
     )
 
 
+def _find_config(argument: str) -> str:
+    """--config=FILE with a file of the trainer's own where there is no such file."""
+    name, is_given, value = argument.partition("=")
+    if not is_given or name.lstrip("-") != "config":
+        return argument
+    file, colon, rest = value.partition(":")
+    own = Path(__file__).resolve().parents[1] / file
+    if Path(file).exists() or not own.is_file():
+        return argument
+    return f"{name}={own}{colon}{rest}"
+
+
 def make_parser(default: str):
     """For absl's ``app.run``: a flag that cannot be is one line, exit status 2.
 
@@ -64,6 +77,7 @@ def make_parser(default: str):
     def parse(argv):
         if not any(a.lstrip("-").split("=")[0] == "config" for a in argv):
             argv = [argv[0], f"--config={default}", *argv[1:]]
+        argv = [argv[0], *map(_find_config, argv[1:])]
         try:
             rest = flags.FLAGS(argv)
             # Here, not later: what went wrong in the config's file.

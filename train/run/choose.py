@@ -45,7 +45,9 @@ def complete(config, workdir, *, examples=None):
     if examples is not None:
         config.data = dataset.GIVEN
     elif not (config.data or config.dataset):
-        raise ConfigError("no data: give the folder of your pictures, --config.data=")
+        raise ConfigError(
+            "no data: give the folder of your pictures, --config.data=FOLDER"
+        )
     elif config.data:
         config.data = str(Path(config.data).expanduser().absolute())
     fields = [field for field in _open_fields(config) if not _get(config, field)]
