@@ -116,6 +116,7 @@ def get_config() -> ConfigDict:
     config.log_every = 50  # steps
     config.save_epochs = 1.0  # epochs between validations and checkpoints
     config.tensorboard = True
+    config.trackers = ()  # beside it: "wandb", "mlflow"
     config.progress = True
     config.picture_phases = ("plain", "guided")  # before and after; () for no picture
     config.picture_rows = 6

@@ -25,7 +25,7 @@ from train.method.build import (
     make_step,
 )
 from train.method.check import check_config
-from train.run import checkpoint, choose, watch
+from train.run import checkpoint, choose, trackers, watch
 from train.run.plan import plan_phases
 from train.run.records import Records, validation_scores
 from train.run.results import evaluate_phases
@@ -62,6 +62,7 @@ def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
     config, chosen = choose.complete(config, workdir, examples=data)
     check_workdir(workdir, config)
     check_config(config)
+    trackers.check(config.get("trackers", ()))
     with on_signals() as stop, disk_errors():
         data = dataset.load_data(config, workdir, examples=data)
         changes = dataset.changed_pictures(data, workdir)
