@@ -70,10 +70,11 @@ class TestRules:
 
     def test_sizes(self):
         lite = "efficientnet_lite0"
-        assert choose._image_size(lite, 400, 3000, True) == 224
-        assert choose._image_size(lite, 5000, 3000, True) == 160
+        assert choose._image_size(lite, 400, 3000, True) == 160
+        assert choose._image_size(lite, 5000, 3000, True) == 128
         assert choose._image_size(lite, 5000, 3000, False) == 224
-        assert choose._image_size(lite, 400, 150, True) == 160
+        assert choose._image_size(lite, 400, 120, True) == 128
+        assert choose._image_size(lite, 400, 120, False) == 128
         assert choose._image_size("small_resnet", 400, 3000, True) == 96
 
 

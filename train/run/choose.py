@@ -26,8 +26,10 @@ TRAIN_SHARE = splitting.SHARES["train"]
 HEADERS = 50  # that tell how large the pictures are
 # Examples that the plain phase sees on a CPU and on an accelerator, and its epochs.
 SEEN = {"cpu": (2000, 2, 8), "other": (30_000, 5, 30)}
-# Passes forward, of one batch: measured for EfficientNet-Lite0 on a CPU.
-STEP_PASSES, HEAD_PASSES, GUIDED_PASSES, TEST_PASSES = 3.5, 1.1, 4.0, 10.0
+# What a step costs in passes forward of its batch, all layers, the head, and guided;
+# and a batch of the final table. On a CPU depthwise convolutions are slow backward.
+STEP_PASSES = {"cpu": 9.0, "other": 3.5}
+HEAD_PASSES, GUIDED_SHARE, TEST_PASSES = 1.1, 1.1, 10.0
 
 
 def complete(config, workdir, *, examples=None):
@@ -121,13 +123,13 @@ def _choose(config, field, number, side):
 
 
 def _image_size(model, number, side, is_cpu):
-    """The size that the weights know; less for small pictures, and many on a CPU."""
+    """The size that the weights know; less on a CPU and for small pictures."""
     try:
         size, least = pretrained.preprocessing(model).size, 96
     except ValueError:
         size, least = 96, 32
-    if is_cpu and number > 3000:
-        size = min(size, 160)
+    if is_cpu:
+        size = min(size, 128 if number > 3000 else 160)
     if side is not None:
         size = min(size, max(least, 32 * math.ceil(side / 32)))
     return size
@@ -189,10 +191,10 @@ def estimate_seconds(config, plans, data) -> float:
         return math.ceil(len(source) / config.batch_size)
 
     passes = 0.0
+    full = STEP_PASSES["cpu" if jax.default_backend() == "cpu" else "other"]
     for plan in plans:
-        learns_all = plan.phase.layers == "all"
-        step = STEP_PASSES if learns_all else HEAD_PASSES
-        step = GUIDED_PASSES if plan.phase.method != "plain" else step
+        step = full if plan.phase.layers == "all" else HEAD_PASSES
+        step *= GUIDED_SHARE if plan.phase.method != "plain" else 1.0
         validations = plan.num_steps / plan.save_every
         passes += step * plan.num_steps + validations * batches(data.validation)
         passes += TEST_PASSES * batches(data.test)
