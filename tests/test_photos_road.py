@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import photos
 from ibsgl_jax import trained
-from tests import pictures
+from tests import pictures, tiny_run
 from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
 from train.run import loop, saved_run
@@ -289,3 +289,23 @@ def test_a_workdir_in_the_folder(tmp_path):
     with pytest.raises(DatasetError, match="lies in the data folder"):
         loop.train_and_evaluate(make_config(data=str(folder)), folder / "run")
     assert not (folder / "run").exists()
+
+
+def test_a_run_of_an_earlier_version_is_read(photo_digits_dir, tmp_path):
+    """Its config.json has none of the fields of pictures."""
+    config = tiny_run.make_config(photo_digits_dir, phases=("plain",))
+    tiny_run.save_untrained(config, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    recorded = json.loads(path.read_text())
+    for field in ("data", "fit", "class_weights", "trackers"):
+        del recorded[field]
+    for phase in ("plain", "control", "guided"):
+        del recorded[phase]["layers"]
+    path.write_text(json.dumps(recorded))
+    run = saved_run.Run(tmp_path / "old")
+    assert run.data.class_names == tuple("0123456789")
+    assert len(saved_run.open_split(run, "validation")) == 24
+    assert dataset.class_weights(run.config, run.data) is None
+    run.config.class_weights = 1.0
+    weights = dataset.class_weights(run.config, run.data)
+    assert len(weights) == 10 and min(weights) > 0
