@@ -2,7 +2,7 @@
 
 import sys
 
-from ibsgl_jax.cli import main
+from ibsgl_jax.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -56,14 +56,18 @@ def export_attribution(
     return bytes(exported.serialize())
 
 
+def beside(path) -> Path:
+    """Where ``write`` puts the description of a function at ``path``."""
+    path = Path(path)
+    return path.with_name(path.name + ".json")
+
+
 def write(path, blob: bytes, description: dict) -> Path:
     """Writes the function, and beside it ``<path>.json`` with what its images need.
 
     Raises:
       OSError: a file cannot be written.
     """
-    path = Path(path)
-    path.write_bytes(blob)
-    beside = path.with_name(path.name + ".json")
-    beside.write_text(json.dumps(description, indent=2) + "\n")
-    return beside
+    Path(path).write_bytes(blob)
+    beside(path).write_text(json.dumps(description, indent=2) + "\n")
+    return beside(path)

@@ -1,28 +1,28 @@
-"""Photos in, overlays out. May do I/O; needs pillow, and matplotlib for drawing."""
+"""Photos as arrays for a model: read any format, prepare as the model takes them.
 
-import glob
+Does I/O; needs pillow.
+"""
+
+import io
+import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-SUFFIXES = (
-    ".jpg .jpeg .jpe .png .gif .bmp .webp .tif .tiff .ppm .pgm .pnm .avif".split()
-)
-# Decoded, this many pixels are 300 MB; larger ones are refused before decoding.
+from ibsgl_jax.errors import UserError
+
+# Decoded, this many pixels are 400 MB; larger ones are refused before decoding.
 MAX_PIXELS = 100_000_000
 FITS = ("crop", "squash")
-COLOUR_MAP = "inferno"
-# Values above this quantile share the brightest colour: one hot pixel (common in
-# gradients) would otherwise leave the rest of the map dark.
-DISPLAY_QUANTILE = 0.995
-RELATIVE = f"relative to the map's {100 * DISPLAY_QUANTILE:.1f} % quantile"
+# Formats whose reader runs another program or decodes nothing by itself.
+_LEFT_TO_OTHERS = ("EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5")
 
 
-class ImageError(ValueError):
-    """A photo that cannot be read or a picture that cannot be written, in one line."""
+class ImageError(UserError):
+    """A photo that cannot be read, in one line."""
 
 
 class Photo(NamedTuple):
@@ -41,73 +41,80 @@ class Photo(NamedTuple):
     size: tuple[int, int]
 
 
-def find(arguments: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """The files that arguments name: files, folders and wildcards.
+def formats() -> list[str]:
+    """Pillow's formats that are read: all but those it hands to another program."""
+    from PIL import Image
 
-    A folder stands for all images in it, at any depth.
-
-    Returns:
-      The paths, without repetition, in the order given (sorted inside a folder), and
-      one line for each argument that names nothing.
-    """
-    paths, failures = [], []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not found:
-                failures.append(f"{argument}: no images in this folder")
-        elif path.exists() or not glob.has_magic(argument):
-            # A missing file fails when it is read, in its turn.
-            found = [path]
-        else:
-            found = sorted(Path(p) for p in glob.glob(argument, recursive=True))
-            found = [p for p in found if p.is_file()]
-            if not found:
-                failures.append(f"{argument}: no file matches")
-        paths.extend(found)
-    return list(dict.fromkeys(paths)), failures
+    Image.init()
+    return [name for name in Image.OPEN if name not in _LEFT_TO_OTHERS]
 
 
-def read(path):
+def read(
+    path,
+    *,
+    data: bytes | None = None,
+    warn_fn: Callable[[str], None] = lambda line: None,
+):
     """A photo as an upright 8-bit RGB ``PIL.Image``, whatever its format.
 
     Transparency is laid on white; 16-bit values are divided by 257; floating-point
-    images are taken to be in [0, 1]; of an animation the first frame counts.
+    images must be in [0, 1]; of an animation the first frame counts.
+
+    Args:
+      path: the file, or where ``data`` came from.
+      data: the file's contents, if they are at hand.
+      warn_fn: called with one line for each thing that was read but looks wrong: a
+        16-bit picture that holds fewer bits, pixels that are NaN.
 
     Raises:
       ImageError: one line that says what is wrong with the file.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
+
+    def warn(line):
+        warn_fn(f"{path}: {line}")
 
     try:
+        if data is None and not stat.S_ISREG(Path(path).stat().st_mode):
+            kind = "a folder" if Path(path).is_dir() else "no regular file"
+            raise ImageError(f"{path}: is {kind}")
         with warnings.catch_warnings():
             # Pillow's own warnings about large or odd files: we refuse or read them.
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                num_pixels = image.width * image.height
-                if num_pixels > MAX_PIXELS:
+            file = path if data is None else io.BytesIO(data)
+            with Image.open(file, formats=formats()) as image:
+                if image.width * image.height > MAX_PIXELS:
                     raise ImageError(_too_large(path, image.size))
+                is_deep = ";16" in str(getattr(image, "tile", ""))
                 image.load()
-                image = ImageOps.exif_transpose(image)
-                return _to_rgb(image)
+                return _to_rgb(path, _upright(image, warn), is_deep, warn)
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ImageError(f"{path}: is a folder") from None
     except PermissionError:
         raise ImageError(f"{path}: no permission to read it") from None
     except UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
+        empty = not data if data is not None else Path(path).stat().st_size == 0
         cause = "the file is empty" if empty else "not an image, whatever its name says"
         raise ImageError(f"{path}: {cause}") from None
     except Image.DecompressionBombError:
         raise ImageError(_too_large(path)) from None
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ...
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: damaged image ({cause})") from None
+    except MemoryError:
+        raise ImageError(f"{path}: decoding it takes more memory than there is") from (
+            None
+        )
+    except OSError as error:
+        if error.errno is not None:  # of the disk, not of the decoder
+            raise ImageError(f"{path}: {error.strerror}") from None
+        raise ImageError(_damaged(path, error)) from None
+    except Exception as error:  # decoders raise SyntaxError, struct.error, ...
+        raise ImageError(_damaged(path, error)) from None
+
+
+def _damaged(path, error) -> str:
+    cause = " ".join(str(error).split()) or type(error).__name__
+    return f"{path}: damaged image, or of a kind that Pillow cannot convert ({cause})"
 
 
 def _too_large(path, size=None):
@@ -118,20 +125,86 @@ def _too_large(path, size=None):
     )
 
 
-def _to_rgb(image):
+def _upright(image, warn):
+    """As the camera was held; a photo with a damaged EXIF block stays as it is."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:
+        warn(f"its EXIF block is damaged and not used ({type(error).__name__})")
+        return image
+
+
+def _to_rgb(path, image, is_deep: bool, warn):
     from PIL import Image
 
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+        image = _of_integers(path, image, warn)
     elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+        image = _of_floats(path, image, warn)
+    elif is_deep:  # Pillow keeps the upper 8 of 16 bits
+        largest = max(high for _, high in _extrema(image))
+        if 0 < largest < 64:
+            _warn_dark(256 * largest + 255, warn, "at most ")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
     return image.convert("RGB")
+
+
+def _extrema(image):
+    """(smallest, largest) of each colour channel, transparency left out."""
+    channels = image.convert("RGB") if image.mode != "RGB" else image
+    return channels.getextrema()
+
+
+def _of_integers(path, image, warn):
+    """Modes I and I;16 of every byte order, as 16 bits."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65_535:
+        raise ImageError(
+            f"{path}: whole numbers from {low} to {high}; 0 to 65,535 can be read, "
+            "scale them first"
+        )
+    if 0 < high < 16_384:
+        _warn_dark(high, warn)
+    table = np.clip(np.arange(65_536) / 257, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(table[values])
+
+
+def _warn_dark(largest: int, warn, about: str = "") -> None:
+    warn(
+        f"16 bits, but its largest value is {about}{largest:,} of 65,535: if it holds "
+        "10, 12 or 14 bits it is read too dark, scale it first"
+    )
+
+
+def _of_floats(path, image, warn):
+    from PIL import Image
+
+    values = np.array(image)
+    missing = np.isnan(values)
+    if missing.any():
+        count = int(missing.sum())
+        if count == values.size:
+            raise ImageError(f"{path}: every pixel is NaN")
+        warn(f"{count:,} pixels are NaN and read as black")
+        values[missing] = 0
+    low, high = float(values.min()), float(values.max())
+    if low < -1e-6 or high > 1 + 1e-6:
+        raise ImageError(
+            f"{path}: floating-point values from {low:.6g} to {high:.6g}; 0 to 1 can "
+            "be read, scale them first"
+        )
+    np.clip(values, 0, 1, out=values)
+    values *= 255
+    return Image.fromarray(values.round().astype(np.uint8))
 
 
 def crop_box(
@@ -182,143 +255,3 @@ def prepare(image, preprocessing, *, fit: str = "crop", view_size: int = 480) ->
         box=box,
     )
     return Photo(pixels, np.asarray(view), box, image.size)
-
-
-class Panel(NamedTuple):
-    """One map on one photo, ready to draw.
-
-    Attributes:
-      view: uint8 [H, W, 3].
-      heat: float [h, w], non-negative, of any size.
-      method: its name, for people.
-      unit: "bits per pixel", or None for maps without one.
-    """
-
-    view: np.ndarray
-    heat: np.ndarray
-    method: str
-    unit: str | None = None
-
-
-def overlay(panel: Panel, *, title: str, path) -> None:
-    """Draws one map on its photo, beside a colour bar, into a file.
-
-    Raises:
-      ImageError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 5.4), layout="constrained")
-    axes = figure.add_subplot()
-    peak = _draw(axes, panel)
-    axes.set_title(f"{_shorten(title, 44)}\n{panel.method}", fontsize=13)
-    if peak > 0:
-        in_unit = panel.unit is not None
-        bar = figure.colorbar(
-            _scale(peak if in_unit else 1.0),
-            ax=axes,
-            fraction=0.05,
-            pad=0.03,
-            extend="max",
-        )
-        bar.set_label(panel.unit if in_unit else RELATIVE, fontsize=12)
-        bar.ax.tick_params(labelsize=11)
-    _save(figure, path)
-
-
-def contact_sheet(rows: Sequence[tuple[str, Sequence[Panel]]], *, path) -> None:
-    """Draws a table: a row for each photo, a column for each method.
-
-    Args:
-      rows: (title, panels), the panels in the same order of methods in every row.
-      path: file to write.
-
-    Raises:
-      ImageError: the file cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    num_rows, num_columns = len(rows), 1 + len(rows[0][1])
-    figure = Figure(figsize=(2.7 * num_columns, 3.0 * num_rows + 0.8))
-    figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.06)
-    table = figure.subplots(num_rows, num_columns, squeeze=False)
-    for axes_of_row, (title, panels) in zip(table, rows, strict=True):
-        axes_of_row[0].imshow(panels[0].view)
-        axes_of_row[0].set_title(_wrap(title), fontsize=11)
-        for axes, panel in zip(axes_of_row[1:], panels, strict=True):
-            peak = _draw(axes, panel)
-            axes.set_title(panel.method, fontsize=11)
-            if panel.unit and peak > 0:
-                axes.set_xlabel(f"up to {peak:.2g} {panel.unit}", fontsize=10)
-        for axes in axes_of_row:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-    bar = figure.colorbar(
-        _scale(1.0),
-        ax=table,
-        location="bottom",
-        fraction=0.15 / num_rows,
-        aspect=40,
-        shrink=0.6,
-        extend="max",
-    )
-    bar.set_label(RELATIVE, fontsize=11)
-    bar.ax.tick_params(labelsize=10)
-    _save(figure, path)
-
-
-def _draw(axes, panel: Panel) -> float:
-    """The photo with the heat over it; returns what the brightest colour stands for."""
-    heat = np.asarray(panel.heat, np.float64)
-    peak = float(np.quantile(heat, DISPLAY_QUANTILE)) or float(heat.max())
-    height, width = panel.view.shape[:2]
-    # Half its colour, so that the heat's is read as the heat's.
-    grey = panel.view.mean(axis=-1, keepdims=True)
-    muted = (panel.view / 2 + grey / 2).astype(np.uint8)
-    axes.imshow(muted, extent=(0, width, height, 0))
-    axes.set_xticks([])
-    axes.set_yticks([])
-    if not peak > 0:
-        axes.set_xlabel("the map is zero everywhere", fontsize=11)
-        return 0.0
-    axes.imshow(
-        _colours(heat / peak), extent=(0, width, height, 0), interpolation="bilinear"
-    )
-    return peak
-
-
-def _colours(relative: np.ndarray) -> np.ndarray:
-    """RGBA of values in [0, 1]; the photo shows through, most where there is little."""
-    import matplotlib
-
-    relative = np.clip(relative, 0, 1)
-    colours = matplotlib.colormaps[COLOUR_MAP](relative)
-    colours[..., 3] = 0.7 * np.sqrt(relative)
-    return colours
-
-
-def _scale(peak: float):
-    """What a colour bar needs: the colours as they look on mid-grey, from 0 to peak."""
-    from matplotlib import cm
-    from matplotlib.colors import ListedColormap, Normalize
-
-    colours = _colours(np.linspace(0, 1, 256))
-    alpha = colours[:, 3:]
-    on_grey = ListedColormap(alpha * colours[:, :3] + (1 - alpha) * 0.5)
-    return cm.ScalarMappable(Normalize(0, peak), on_grey)
-
-
-def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "\u2026"
-
-
-def _wrap(text: str) -> str:
-    return "\n".join(_shorten(line, 30) for line in text.split("\n"))
-
-
-def _save(figure, path) -> None:
-    try:
-        figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.1)
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be written ({error.strerror})") from None

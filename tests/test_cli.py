@@ -1,6 +1,5 @@
 """The command line: what it writes, and one line for everything that goes wrong."""
 
-import argparse
 import json
 import re
 import subprocess
@@ -14,14 +13,14 @@ from PIL import Image
 
 from ibsgl_jax import (
     attribution,
-    cli,
-    command_inputs,
     feature_stats,
     images,
     models,
     pretrained,
     trained,
 )
+from ibsgl_jax.app import classifier, cli, stats_cache
+from ibsgl_jax.app import explain as explaining
 from ibsgl_jax.bottleneck import BottleneckConfig
 from tests.test_images import black_png, gradient_image, jpeg_bytes
 
@@ -48,7 +47,7 @@ def loaded():
         ),
         jax.eval_shape(model.init, jax.random.key(0), image),
     )
-    return command_inputs.LoadedModel(
+    return classifier.Classifier(
         "tiny_resnet", model, variables, CLASS_NAMES, PREPROCESSING, None
     )
 
@@ -56,7 +55,7 @@ def loaded():
 @pytest.fixture
 def run(loaded, monkeypatch, capsys, tmp_path):
     """run(*arguments) -> (status, stdout, stderr), with the small model."""
-    monkeypatch.setattr(command_inputs, "load_model", lambda arguments: loaded)
+    monkeypatch.setattr(classifier, "load", lambda *names, **files: loaded)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*arguments):
@@ -191,7 +190,7 @@ class TestExplain:
         assert all((tmp_path / "out" / file).exists() for file in files)
 
     def test_many_photos_take_several_sheets(self, run, photos, tmp_path, monkeypatch):
-        monkeypatch.setattr(cli, "SHEET_ROWS", 2)
+        monkeypatch.setattr(explaining, "SHEET_ROWS", 2)
         run("explain", photos, "--method", "random", "--out", tmp_path / "out")
         sheets = sorted(p.name for p in (tmp_path / "out").glob("contact_sheet*"))
         assert sheets == ["contact_sheet.png", "contact_sheet_2.png"]
@@ -204,7 +203,7 @@ class TestStatistics:
         weights = tmp_path / "weights" / "net.npz"
         weights.parent.mkdir()
         beside = loaded._replace(weights_path=weights)
-        monkeypatch.setattr(command_inputs, "load_model", lambda arguments: beside)
+        monkeypatch.setattr(classifier, "load", lambda *names, **files: beside)
         explain = ("explain", photos / "photo0.png", "--method", "ib")
 
         def maps_of(name, *more):
@@ -237,9 +236,11 @@ class TestStatistics:
         mended, stderr = maps_of("mended", "--stats", photos)
         assert "statistics of 4 of 4 photos" in stderr
         np.testing.assert_array_equal(mended, changed)
-        other_layer = argparse.Namespace(layer="layer1_0", checkpoint=None)
-        cached = command_inputs.read_cached(other_layer, beside)
-        assert cached is None  # another layer has statistics of its own
+        # Another layer has statistics of its own.
+        here, elsewhere = (
+            stats_cache._places(beside, layer, "crop") for layer in (None, "layer1_0")
+        )
+        assert stats_cache._read(here) and stats_cache._read(elsewhere) is None
 
     def test_go_to_the_cache_folder_else(self, run, photos, tmp_path):
         (photos / "text.jpg").write_text("no image")
@@ -249,6 +250,22 @@ class TestStatistics:
         )
         assert status == 0 and "left out of the statistics" in stderr
         assert list((tmp_path / "cache" / "ibsgl_jax").glob("*.stats.npz"))
+
+    def test_nobodys_file_is_written_over(self, loaded, tmp_path):
+        beside = loaded._replace(weights_path=tmp_path / "net.npz")
+        own, shared = stats_cache._places(beside, None, "crop")
+        shared = tmp_path / "cache" / shared.name
+        moments = feature_stats.Moments(*np.ones((3, 2, 2, 4), np.float32))
+        own.write_text("precious")
+        stats_cache._write([own, shared], "print", "a folder", moments)
+        assert own.read_text() == "precious" and stats_cache._kept(shared)
+        shared.rename(tmp_path / "real")
+        shared.symlink_to("../real")
+        before = (tmp_path / "real").read_bytes()
+        own.unlink()
+        stats_cache._write([shared, own], "other", "a folder", moments)
+        assert shared.is_symlink() and (tmp_path / "real").read_bytes() == before
+        assert stats_cache._kept(own)[0] == "other"
 
 
 class TestBadInput:
@@ -307,7 +324,7 @@ class TestBadInput:
             (("--class", "cat"), "several classes.*black cat, tabby cat"),
             (("--layer", "layer2"), "no layer 'layer2'; nearest names: layer2_0"),
             (("--stats", "/nowhere", "--method", "ib"), "--stats /nowhere: no such"),
-            (("--chunk-size", "0"), "--chunk-size 0"),
+            (("--chunk-size", "0"), "--chunk-size: '0' must be a whole number, 1 to"),
             (("--out", "{file}/out"), "cannot write there"),
         ],
     )
@@ -334,7 +351,7 @@ class TestBadInput:
         spoilt = loaded._replace(
             variables=jax.tree_util.tree_map_with_path(spoil, loaded.variables)
         )
-        monkeypatch.setattr(command_inputs, "load_model", lambda arguments: spoilt)
+        monkeypatch.setattr(classifier, "load", lambda *names, **files: spoilt)
         status, _, stderr = run(
             *("explain", photos, "--method", method, "--out", tmp_path / "out")
         )

@@ -137,3 +137,37 @@ class TestCommand:
     def test_several_methods_do_not_fit(self, run, tmp_path):  # noqa: F811
         status, _, stderr = run("export", "--method", "ib,random", "--out", tmp_path)
         assert status == 2 and "one file holds one method" in stderr
+
+    @pytest.mark.parametrize("name", ["f.jaxexport", "f.jaxexport.json"])
+    @pytest.mark.parametrize("kind", ["file", "link", "folder"])
+    def test_nobodys_file_is_written_over(
+        self,
+        run,  # noqa: F811
+        tmp_path,
+        monkeypatch,
+        name,
+        kind,
+    ):
+        blobs = iter([b"first", b"second"])
+        monkeypatch.setattr(
+            export, "export_attribution", lambda *args, **options: next(blobs)
+        )
+        folder = tmp_path / "out"
+        command = ("export", "--method", "random", "--out", folder / "f.jaxexport")
+        assert run(*command)[0] == 0 and run(*command)[0] == 0  # its own: replaced
+        assert (folder / "f.jaxexport").read_bytes() == b"second"
+        assert len(list(folder.iterdir())) == 2
+        (folder / name).unlink()
+        (tmp_path / "precious").write_text("precious")
+        if kind == "file":
+            (folder / name).write_text("precious")
+        elif kind == "link":
+            (folder / name).symlink_to("../precious")
+        else:
+            (folder / name).mkdir()
+        before = sorted(path.lstat() for path in folder.iterdir())
+        status, _, stderr = run(*command)
+        (line,) = stderr.splitlines()
+        assert status == 2 and ("choose another --out" in line or "a folder" in line)
+        assert sorted(path.lstat() for path in folder.iterdir()) == before
+        assert (tmp_path / "precious").read_text() == "precious"

@@ -26,18 +26,29 @@ def gradient_image(width=60, height=40):
     return np.stack([x, y, np.full_like(x, 90)], axis=-1).round().astype(np.uint8)
 
 
-def black_png(side):
-    """A whole, valid PNG of side x side pixels of one bit, small however large."""
+def make_png(width, height, rows, *, bits, colours):
+    """A PNG of raw rows, each with its filter's byte before it."""
 
     def chunk(kind, data):
         crc = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + crc
 
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    data = zlib.compress(bytes((1 + -(-side // 8)) * side), 1)
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    data = zlib.compress(rows, 1)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         [chunk(b"IHDR", header), chunk(b"IDAT", data), chunk(b"IEND", b"")]
     )
+
+
+def black_png(side):
+    """A whole, valid PNG of side x side pixels of one bit, small however large."""
+    rows = bytes((1 + -(-side // 8)) * side)
+    return make_png(side, side, rows, bits=1, colours=0)
+
+
+def deep_png(width, height, rows):
+    """A PNG of 16 bits for each of three colours, which Pillow does not write."""
+    return make_png(width, height, rows, bits=16, colours=2)
 
 
 def jpeg_bytes(array):
@@ -99,6 +110,113 @@ class TestRead:
         read = self.read(tmp_path, Image.fromarray(values), "a.tif")
         assert read[0, :, 0].tolist() == [0, 128, 255, 0]
 
+    @pytest.mark.parametrize(
+        "values, line",
+        [
+            ([[0.0, 255.0]], "floating-point values from 0 to 255; 0 to 1 can be read"),
+            ([[-0.5, 0.5]], "from -0.5 to 0.5"),
+            ([[0.0, np.inf]], "from 0 to inf"),
+            ([[np.nan, np.nan]], "every pixel is NaN"),
+        ],
+    )
+    def test_float_out_of_range_is_one_line(self, tmp_path, values, line):
+        Image.fromarray(np.array(values, np.float32)).save(tmp_path / "a.tif")
+        with pytest.raises(images.ImageError, match=line) as raised:
+            images.read(tmp_path / "a.tif")
+        assert "\n" not in str(raised.value)
+
+    def told(self, path):
+        """The picture, and the lines that ``read`` warns with."""
+        lines = []
+        return np.asarray(images.read(path, warn_fn=lines.append)), lines
+
+    def test_nan_is_told(self, tmp_path):
+        values = np.array([[0.0, 1.0, np.nan]], np.float32)
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        assert "1 pixels are NaN" in self.told(tmp_path / "a.tif")[1][0]
+
+    @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jp2"])
+    @pytest.mark.parametrize("bits, is_told", [(10, 1), (12, 1), (14, 1), (16, 0)])
+    def test_fewer_bits_in_sixteen_are_told(self, tmp_path, name, bits, is_told):
+        values = np.linspace(0, 2**bits - 1, 1600).astype(np.uint16).reshape(40, 40)
+        Image.fromarray(values).save(tmp_path / name)
+        read, lines = self.told(tmp_path / name)
+        assert len(lines) == is_told
+        if is_told:
+            assert f"its largest value is {2**bits - 1:,} of 65,535" in lines[0]
+        assert abs(int(read.max()) - round((2**bits - 1) / 257)) <= 1
+
+    def test_sixteen_bits_of_colour(self, tmp_path):
+        for bits in (12, 16):
+            values = np.linspace(0, 2**bits - 1, 300).astype(">u2").reshape(10, 10, 3)
+            rows = b"".join(b"\0" + row.tobytes() for row in values)
+            (tmp_path / "a.png").write_bytes(deep_png(10, 10, rows))
+            read, lines = self.told(tmp_path / "a.png")
+            assert read.max() == (2**bits - 1) // 256
+            assert [("at most 4,095" in line) for line in lines] == [True] * (bits < 16)
+
+    @pytest.mark.parametrize("dtype", [np.int32, np.int16, np.uint16, ">u2"])
+    def test_whole_numbers_of_other_kinds(self, tmp_path, dtype):
+        values = np.array([[0, 257 * 100], [257, 32_767]], dtype)
+        path = tmp_path / "a.tif"
+        if dtype == ">u2":
+            Image.frombytes("I;16B", (2, 2), values.tobytes()).save(path)
+        elif dtype == np.int16:
+            Image.fromarray(values.astype(np.int32)).save(path)
+        else:
+            Image.fromarray(values).save(path)
+        read, lines = self.told(path)
+        assert read[..., 0].tolist() == [[0, 100], [1, 127]] and not lines
+
+    @pytest.mark.parametrize("value", [-1, 65_536, 2**31 - 1])
+    def test_whole_numbers_out_of_range_are_one_line(self, tmp_path, value):
+        Image.fromarray(np.array([[0, value]], np.int32)).save(tmp_path / "a.tif")
+        with pytest.raises(images.ImageError, match="0 to 65,535 can be read"):
+            images.read(tmp_path / "a.tif")
+
+    def test_from_memory(self, tmp_path):
+        data = jpeg_bytes(gradient_image())
+        assert images.read("a pipe", data=data).size == (60, 40)
+        for bad, line in ((b"", "empty"), (b"text", "not an image")):
+            with pytest.raises(images.ImageError, match=f"a pipe: .*{line}"):
+                images.read("a pipe", data=bad)
+
+    def test_a_damaged_exif_block_is_told(self, tmp_path, monkeypatch):
+        from PIL import ImageOps
+
+        def fail(image):
+            raise SyntaxError("not a TIFF file")
+
+        monkeypatch.setattr(ImageOps, "exif_transpose", fail)
+        Image.fromarray(gradient_image()).save(tmp_path / "a.png")
+        read, lines = self.told(tmp_path / "a.png")
+        np.testing.assert_array_equal(read, gradient_image())
+        assert "EXIF" in lines[0]
+
+    def test_a_pipe_without_a_writer_does_not_hang(self, tmp_path):
+        import os
+
+        os.mkfifo(tmp_path / "a.png")
+        with pytest.raises(images.ImageError, match="no regular file"):
+            images.read(tmp_path / "a.png")
+
+    @pytest.mark.parametrize("side", [2**16, 2**31 - 1])
+    @pytest.mark.parametrize("kind", ["png", "ppm", "bmp"])
+    def test_an_absurd_declared_size_is_one_line(self, tmp_path, side, kind):
+        content = {
+            "png": black_png(40).replace(
+                struct.pack(">II", 40, 40), struct.pack(">II", side, side)
+            ),
+            "ppm": b"P6 %d %d 255\n" % (side, side) + bytes(99),
+            "bmp": b"BM"
+            + struct.pack("<IHHI", 99, 0, 0, 54)
+            + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
+        }[kind]
+        (tmp_path / "a").write_bytes(content)
+        with pytest.raises(images.ImageError) as raised:
+            images.read(tmp_path / "a")
+        assert "\n" not in str(raised.value)
+
     def test_cmyk(self, tmp_path):
         image = Image.fromarray(gradient_image()).convert("CMYK")
         read = self.read(tmp_path, image, "a.jpg", quality=95)
@@ -157,27 +275,6 @@ class TestRead:
             images.read(tmp_path)
 
 
-class TestFind:
-    def test_files_folders_and_wildcards(self, tmp_path):
-        for name in ("b.PNG", "a.jpg", "notes.txt", "inner/c.webp"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).touch()
-        names = lambda paths: [str(p.relative_to(tmp_path)) for p in paths]  # noqa: E731
-        paths, failures = images.find([str(tmp_path)])
-        assert names(paths) == ["a.jpg", "b.PNG", "inner/c.webp"] and not failures
-        paths, _ = images.find([f"{tmp_path}/b.*", f"{tmp_path}/a.jpg", str(tmp_path)])
-        assert names(paths) == ["b.PNG", "a.jpg", "inner/c.webp"]
-        paths, failures = images.find([f"{tmp_path}/*.bmp", f"{tmp_path}/x.jpg"])
-        assert names(paths) == ["x.jpg"] and "no file matches" in failures[0]
-        (tmp_path / "bare").mkdir()
-        assert "no images" in images.find([f"{tmp_path}/bare"])[1][0]
-
-    def test_a_name_with_brackets_is_a_file_first(self, tmp_path):
-        (tmp_path / "a[1].jpg").touch()
-        paths, failures = images.find([f"{tmp_path}/a[1].jpg"])
-        assert [p.name for p in paths] == ["a[1].jpg"] and not failures
-
-
 class TestPrepare:
     def test_equals_resize_then_crop(self):
         image = Image.fromarray(gradient_image(90, 60))
@@ -213,68 +310,3 @@ class TestPrepare:
     def test_unknown_fit(self):
         with pytest.raises(ValueError, match="fit='stretch'"):
             images.crop_box((3, 3), share=1.0, fit="stretch")
-
-
-def panel(heat, unit=None, view=None):
-    view = np.full((48, 64, 3), 128, np.uint8) if view is None else view
-    return images.Panel(view, heat, "Method", unit)
-
-
-class TestDrawing:
-    def blob(self):
-        y, x = np.mgrid[:8, :8]
-        return np.exp(-((x - 2) ** 2 + (y - 5) ** 2) / 4)
-
-    def test_overlay_puts_the_heat_in_its_place(self, tmp_path):
-        path = tmp_path / "a.png"
-        images.overlay(panel(self.blob(), "bits per pixel"), title="cat", path=path)
-        picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-        # Colour (the view is grey) is left of the colour bar, and low on the left.
-        inside = picture[60:, : int(0.8 * picture.shape[1])]
-        colour = inside.max(axis=-1) - inside.min(axis=-1)
-        y, x = np.mgrid[: colour.shape[0], : colour.shape[1]]
-        assert np.sum(x * colour) / np.sum(colour) < 0.45 * colour.shape[1]
-        assert np.sum(y * colour) / np.sum(colour) > 0.55 * colour.shape[0]
-
-    def test_photo_shows_where_the_map_is_zero(self, tmp_path):
-        view = np.zeros((50, 50, 3), np.uint8)
-        view[:, 25:] = 200
-        heat = np.zeros((8, 8))
-        heat[0, 0] = 1.0
-        path = tmp_path / "a.png"
-        images.overlay(panel(heat, view=view), title="", path=path)
-        picture = np.asarray(Image.open(path).convert("RGB"))
-        for value in (0, 200):
-            assert np.mean(np.all(picture == value, axis=-1)) > 0.2
-
-    @pytest.mark.parametrize("unit", [None, "bits per pixel"])
-    def test_a_map_of_zeros_says_so(self, tmp_path, unit):
-        path = tmp_path / "a.png"
-        images.overlay(panel(np.zeros((8, 8)), unit), title="cat", path=path)
-        assert path.stat().st_size > 1000
-
-    def test_one_hot_pixel_does_not_hide_the_rest(self):
-        from matplotlib.figure import Figure
-
-        heat = np.ones((40, 40))
-        heat[0, 0] = 1000.0
-        assert images._draw(Figure().add_subplot(), panel(heat)) == 1.0
-
-    def test_contact_sheet_grows_with_photos_and_methods(self, tmp_path):
-        sizes = {}
-        for num_rows, num_methods in ((1, 1), (3, 1), (1, 3)):
-            rows = [("a.jpg\ncat", [panel(self.blob())] * num_methods)] * num_rows
-            path = tmp_path / "sheet.png"
-            images.contact_sheet(rows, path=path)
-            with Image.open(path) as sheet:
-                sizes[num_rows, num_methods] = sheet.size
-        assert sizes[3, 1][1] > 2 * sizes[1, 1][1]
-        assert sizes[1, 3][0] > 1.7 * sizes[1, 1][0]
-
-    def test_unwritable_place(self, tmp_path):
-        (tmp_path / "file").touch()
-        with pytest.raises(images.ImageError, match="cannot be written") as raised:
-            images.overlay(
-                panel(self.blob()), title="", path=tmp_path / "file" / "a.png"
-            )
-        assert "\n" not in str(raised.value)

@@ -1,0 +1,1 @@
+"""The command ``ibsgl``: explain photos, list models and layers, export a function."""

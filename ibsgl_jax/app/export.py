@@ -1,0 +1,133 @@
+"""``ibsgl export``: an attribution function in one file."""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+import jax
+
+from ibsgl_jax import attribution, export
+from ibsgl_jax.app import classifier as classifiers
+from ibsgl_jax.app import outputs, stats_cache
+from ibsgl_jax.app.terminal import show_progress, shown
+from ibsgl_jax.errors import UserError
+
+FORMAT = "ibsgl export 1"
+
+
+def export_function(
+    *,
+    method: str,
+    out: str,
+    model: str,
+    weights: str | None = None,
+    checkpoint: str | None = None,
+    layer: str | None = None,
+    stats: str | None = None,
+    seed: int = 0,
+    chunk_size: int = 8,
+) -> int:
+    """Writes the function and ``<out>.json``; the flags are those of ``cli``.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      UserError: in one line; nothing was written.
+    """
+    out = Path(out)
+    _check(out)
+    classifier = classifiers.load(model, weights=weights, checkpoint=checkpoint)
+    features_fn, head_fn = classifiers.split(classifier, layer)
+    moments = None
+    if method == "ib":
+        moments, _ = stats_cache.feature_moments(
+            classifier,
+            features_fn,
+            layer=layer,
+            stats=stats,
+            fit="crop",
+            chunk_size=chunk_size,
+        )
+    tapped_fn = None
+    if method == "full_grad":
+        tapped_fn = classifiers.make_tapped_fn(classifier)
+    attribution_fn = attribution.make_attribution_fn(
+        method,
+        features_fn,
+        head_fn,
+        key=jax.random.key(seed),
+        moments=moments,
+        tapped_fn=tapped_fn,
+        **classifiers.method_options(method, head_fn),
+    )
+    preprocessing = classifier.preprocessing
+    size = preprocessing.size
+    show_progress("exporting")
+    blob = export.export_attribution(
+        attribution_fn,
+        lambda x: head_fn(features_fn(x)),
+        image_shape=(size, size, 3),
+    )
+    description = {
+        "format": FORMAT,
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "method": method,
+        "model": classifier.name,
+        "layer": layer or "last convolutional features",
+        "unit": "bits per pixel" if method == "ib" else None,
+        "image": "RGB in [0, 1], (pixel - mean) / std, [n, size, size, 3]",
+        "size": size,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "class_names": list(classifier.class_names),
+    }
+    _write(out, blob, description)
+    name = shown(out)
+    print(f"{name}: {len(blob) / 1e6:.1f} MB. To run it anywhere jax is installed:\n")
+    print(export.RECIPE.format(path=str(out), size=size))
+    return 0
+
+
+def _check(out: Path) -> None:
+    """UserError unless both files are new, or those of an earlier export."""
+    outputs.check(out.parent, [], [])
+    beside = export.beside(out)
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; name a file in it")
+    for path in (out, beside):
+        if os.path.lexists(path) and not _is_ours(out, beside):
+            raise UserError(
+                f"--out {out}: {path.name} is there already and was not written by "
+                "`ibsgl export`; choose another --out"
+            )
+
+
+def _is_ours(out: Path, beside: Path) -> bool:
+    if out.is_symlink() or beside.is_symlink():
+        return False
+    try:
+        about = json.loads(beside.read_bytes())
+        with open(out, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return about["format"] == FORMAT and about["sha256"] == digest
+    except Exception:  # absent, or somebody else's
+        return False
+
+
+def _write(out: Path, blob: bytes, description: dict) -> None:
+    """Both files under temporary names first, then into their places."""
+    scratch = out.with_name(f".ibsgl-{secrets.token_hex(4)}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        export.write(scratch, blob, description)
+        _check(out)
+        os.replace(export.beside(scratch), export.beside(out))
+        os.replace(scratch, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+        export.beside(scratch).unlink(missing_ok=True)
