@@ -7,7 +7,8 @@ Networks for Large-Scale Image Recognition", ICLR 2015: 256 images a step, momen
 weight decay 5e-4, dropout 0.5, learning rate 0.01, 74 epochs. Where we differ: cosine
 instead of three drops, a warm-up with He initialisation instead of growing the network,
 random parts of the image as for ResNet-50, Nesterov's form of the momentum, no weight
-decay on biases, float32 master weights with bfloat16 compute. Pretrained weights: see imagenet_resnet50.py.
+decay on biases, float32 master weights with bfloat16 compute. Pretrained weights: see
+imagenet_resnet50.py.
 """
 
 from configs import imagenet_resnet50

@@ -1,6 +1,6 @@
 """The same rows on a second task; the constants were chosen on both.
 
-    python -m train.sweep configs/sweeps/textures.py
+python -m train.sweep configs/sweeps/textures.py
 """
 
 from configs import textures
