@@ -122,6 +122,12 @@ class TestLinks:
                 headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M)
                 assert anchor in map(github_anchor, headings), f"{name(page)}: {target}"
 
+    @pytest.mark.parametrize("page", PAGES, ids=name)
+    def test_files_that_are_named_are_there(self, page):
+        rooms = "ibsgl_jax|train|configs|benchmarks|tests|docs"
+        for file in re.findall(rf"`((?:{rooms})/[^`\s*]*)`", page.read_text()):
+            assert (ROOT / file).exists(), f"{name(page)}: {file}"
+
     @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
     def test_notebooks_are_linked(self, notebook):
         assert f"docs/{notebook.name}" in (ROOT / "README.md").read_text()
@@ -264,7 +270,7 @@ class TestNotebooks:
         share = {phase: values[1] for phase, values in results.items()}
         assert accuracy["plain"] > 0.6  # ten classes
         assert accuracy["guided"] > accuracy["control"] - 0.03  # of 497 images
-        assert share["guided"] > share["control"] + 0.005
+        assert share["guided"] > share["control"] + 0.01
         # The loss without its precautions, from random weights.
         assert accuracy["scratch, unsafe"] < 0.2 < accuracy["scratch, plain"]
 
