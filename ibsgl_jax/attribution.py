@@ -530,10 +530,8 @@ def make_attribution_fn(
     """One method as a plain function: neither jitted, chunked nor checked.
 
     For callers with a jit of their own, and for ``jax.export``; the batch size may be
-    symbolic. Several of them under one jit share the pass through the network.
-
-    Args:
-      As in ``attribute``.
+    symbolic. Several of them under one jit share the pass through the network. The
+    arguments are those of ``attribute``.
 
     Returns:
       (images, classes=None) -> float32 maps [N, H', W'].
