@@ -146,6 +146,7 @@ def guide(
     *,
     config: GuidanceConfig | None = None,
     teacher: chex.Array | None = None,
+    num_examples: chex.Numeric | None = None,
 ) -> Guidance:
     """Move features one step towards a better saliency map.
 
@@ -162,6 +163,9 @@ def guide(
       config: ``GuidanceConfig()`` if None.
       teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
         true mask.
+      num_examples: of the batch over which ``step="plain"`` takes the mean; N if None.
+        Where the N given are one device's or one part's share of a batch, give the
+        size of the whole one: A' then does not depend on how it is shared out.
 
     Returns:
       A ``Guidance``.
@@ -196,7 +200,9 @@ def guide(
     gradient, (loss, logits, saliency_c, saliency_p) = jax.grad(
         total_loss, has_aux=True
     )(features)
-    target = _descend(features, gradient, config)
+    if num_examples is None:
+        num_examples = features.shape[0]
+    target = _descend(features, gradient, num_examples, config)
     classes = classes_fn(logits)
     _, target_c, target_p = maps_at(target, classes)
     gate = _gate(logits, labels, config)
@@ -259,9 +265,9 @@ def _gate(logits, labels, config):
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
-def _descend(features, gradient, config):
+def _descend(features, gradient, num_examples, config):
     if config.step == "plain":
-        target = features - config.step_size / features.shape[0] * gradient
+        target = features - config.step_size / num_examples * gradient
     else:
         norm = _norm(gradient)
         # The loss does not depend on the scale of A, so this product has no unit;
