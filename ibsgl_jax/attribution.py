@@ -143,7 +143,6 @@ def attribute(
         features; no key, moments or tapped_fn. The line says what to give.
 
     Example:
-      head_fn = models.make_head_fn(model, variables)
       maps = attribute("hirescam", features_fn, head_fn, images)
     """
     _check_method(method, channels, moments, tapped_fn)

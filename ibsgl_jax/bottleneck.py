@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ibsgl_jax import keys
+from ibsgl_jax import keys, saliency
 from ibsgl_jax.adam import make_adam
 from ibsgl_jax.blur import make_blur
 from ibsgl_jax.convolutions import in_fast_order
@@ -28,6 +28,10 @@ from ibsgl_jax.saliency import HeadFn
 
 # The smallest share of noise: its log is finite, and so is its reciprocal times beta.
 MIN_REST = 1e-30
+# Features, their means and deviations end here, and min_std begins there: a squared
+# ratio of the two is finite, and so is the sum of millions of them.
+MAX_FEATURE = 1e9
+MIN_STD = 1e-6
 # Elements of features that a CPU takes at a time: up to so many XLA leaves to one
 # thread; handing parts of a step to a second one costs more than it saves.
 CPU_PIECE = 2**14
@@ -51,7 +55,7 @@ class BottleneckConfig:
       blur_sigma: standard deviation in cells of the Gaussian that smooths lambda, > 0,
         or None for no smoothing.
       initial_alpha: lambda starts at sigmoid(initial_alpha).
-      min_std: features that vary less are treated as varying this much, > 0.
+      min_std: features that vary less are treated as varying this much, >= 1e-6.
       active_threshold: for ``feature_stats.moments``; not read by ``attribute``.
       relu: clip the noisy features at zero before the head.
     """
@@ -70,9 +74,12 @@ class BottleneckConfig:
         for name in ("num_steps", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("learning_rate", "min_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate}: must be positive")
+        if not MIN_STD <= self.min_std <= MAX_FEATURE:
+            raise ValueError(
+                f"min_std={self.min_std}: must be from {MIN_STD} to {MAX_FEATURE}"
+            )
         if self.beta < 0:
             raise ValueError(f"beta={self.beta}: must not be negative")
         if self.blur_sigma is not None and not self.blur_sigma > 0:
@@ -124,7 +131,8 @@ def attribute(
         ``models.PooledLinear`` takes the exact shortcut: only the spatial mean of the
         noise reaches the logits and that is drawn directly (not with ``relu`` or
         injected noise). Any other head is called on [num_samples * N, H, W, K].
-      features: [N, H, W, K], any float dtype; the computation is in float32.
+      features: [N, H, W, K], any float dtype; the computation is in float32. Beyond
+        1e9 in size, features and moments count as 1e9.
       labels: int [N], the class to attribute, in [0, C).
       moments: of the same layer on many images, from ``feature_stats.moments``.
       config: ``BottleneckConfig()`` if None.
@@ -139,7 +147,8 @@ def attribute(
     logarithm is finite in float32 at any alpha.
     """
     config = config or BottleneckConfig()
-    chex.assert_rank([features, labels], [4, 1])
+    saliency.check_features(features)
+    chex.assert_rank(labels, 1)
     chex.assert_equal_shape_prefix([features, labels], 1)
     for moment in moments:
         chex.assert_shape(moment, features.shape[1:])
@@ -148,7 +157,11 @@ def attribute(
             noise, (config.num_steps, config.num_samples, *features.shape)
         )
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
-    moments = Moments(*(m[:, :, None] for m in jax.lax.stop_gradient(moments)))
+    features = jnp.clip(features, -MAX_FEATURE, MAX_FEATURE)
+    mean, std, active = (m[:, :, None] for m in jax.lax.stop_gradient(moments))
+    moments = Moments(
+        jnp.clip(mean, -MAX_FEATURE, MAX_FEATURE), jnp.minimum(std, MAX_FEATURE), active
+    )
     draws = noise
     if noise is None:
         draws = keys.split(keys.check(key, features.shape[0]), config.num_steps)
@@ -352,6 +365,7 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
         if config.relu:
             mixed = jax.nn.relu(mixed)
         logits = head_fn(mixed.reshape(-1, height, width, num_channels))
+        saliency.check_logits(logits)
         logits = logits.reshape(config.num_samples, num_images, -1)
         cross_entropy = _cross_entropy(logits, labels)
         nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
