@@ -504,11 +504,11 @@ class TestPooledShortcut:
             for platform in ("cpu", "tpu", "cuda")
         }
         loops = {name: text.count("stablehlo.while") for name, text in texts.items()}
-        assert loops["cpu"] == loops["cuda"] + 1 == loops["tpu"] + 1
+        assert loops["cpu"] > loops["cuda"] == loops["tpu"]
         products = {n: text.count("stablehlo.dot_general") for n, text in texts.items()}
         assert products["tpu"] < products["cuda"] == products["cpu"]
         everywhere = export.export(fn, platforms=("cpu", "tpu", "cuda"))(features)
-        assert everywhere.mlir_module().count("stablehlo.while") >= sum(loops.values())
+        assert everywhere.mlir_module().count("stablehlo.while") > loops["cpu"]
         np.testing.assert_array_equal(everywhere.call(features), fn(features))
 
     def test_low_precision_kernel_is_used_in_float32(self):
