@@ -18,7 +18,7 @@ from train.method.state import TrainState
 
 def normalize_images(images, *, mean, std):
     """uint8 [N, H, W, 3] -> float32, each channel with the given mean and std."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -164,7 +164,8 @@ def _update(state, gradient, tx, ema_decay):
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:
-        rate = 1.0 - jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        done = state.step.astype(jnp.float32)
+        rate = 1.0 - jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
         ema_params = optax.incremental_update(params, ema_params, rate)
     return state.replace(
         step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
