@@ -160,7 +160,9 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
 
 def _update(state, gradient, tx, ema_decay):
     """The state after the optimizer's update, its statistics as they were."""
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    # optax multiplies floats by its integer counters.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:

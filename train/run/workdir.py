@@ -42,6 +42,9 @@ def check_workdir(workdir, config):
         raise ConfigError(f"cannot write to workdir {workdir}: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to workdir {workdir}: Permission denied")
+    if (workdir / ".lock").exists():
+        with _locked(workdir):
+            pass
     if (workdir / "config.json").exists():
         _check_config_file(workdir / "config.json", json.loads(config.to_json()))
 
@@ -74,6 +77,19 @@ def claim(workdir: Path, config):
 def _claim(workdir: Path, config):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to workdir {workdir}: {error.strerror}"
+        ) from error
+    with _locked(workdir):
+        _record_config(workdir / "config.json", json.loads(config.to_json()))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path):
+    """Hold the folder's lock; ConfigError where another process does."""
+    try:
         lock = open(workdir / ".lock", "a")
     except OSError as error:
         raise ConfigError(
@@ -86,7 +102,6 @@ def _claim(workdir: Path, config):
             raise ConfigError(
                 f"another run is writing to workdir {workdir}; choose another --workdir"
             ) from None
-        _record_config(workdir / "config.json", json.loads(config.to_json()))
         yield
 
 
