@@ -179,7 +179,7 @@ def _skip(state, after, sums, norm):
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     sums = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), sums)
-    sums["skipped"] = 1.0 - finite, jnp.float32(1.0)
+    sums["skipped"] = 1.0 - finite.astype(jnp.float32), jnp.float32(1.0)
     return kept.replace(step=after.step), sums
 
 
