@@ -439,7 +439,8 @@ class TestPooledShortcut:
             )
         )
         path = "_pooled" if case == "plain" else "_generic"
-        assert taken == [f"{path}_value_and_grad"]
+        # Three times for the shortcut: on a CPU, on a TPU, elsewhere.
+        assert set(taken) == {f"{path}_value_and_grad"}
 
     @pytest.mark.parametrize("num_keys", [0, 4])
     def test_pieces_equal_the_whole(self, num_keys, monkeypatch):
