@@ -264,37 +264,33 @@ def prices(case, num_rounds):
     """
     steps = bottleneck.FAST.num_steps, 2
     configs = [dataclasses.replace(bottleneck.FAST, num_steps=n) for n in steps]
-    times = {"inference": [], **{n: [] for n in steps}}
+    functions = case.features_fn, case.head_fn
     num = min(2, len(case.images))
+    eight = jnp.resize(case.images, (8, *case.images.shape[1:]))
+
+    def infer():
+        return attribution.predict(*functions, eight)
 
     def explain(config):
-        two = slice(0, num)
-        functions = case.features_fn, case.head_fn
-        arguments = case.images[two], case.classes[two], jax.random.key(0), case.moments
-        return solve(*functions, *arguments, how=config)
+        arguments = case.images[:num], case.classes[:num], jax.random.key(0)
+        return solve(*functions, *arguments, case.moments, how=config)
 
-    eight = jnp.resize(case.images, (8, *case.images.shape[1:]))
+    # [three functions, rounds] seconds an image; the first round compiles.
+    timed = (infer, 8), *((functools.partial(explain, c), num) for c in configs)
+    seconds = []
     for i in range(num_rounds + 1):
-        for name, fn in (
-            (
-                "inference",
-                lambda: attribution.predict(case.features_fn, case.head_fn, eight),
-            ),
-            *(
-                (n, functools.partial(explain, c))
-                for n, c in zip(steps, configs, strict=True)
-            ),
-        ):
-            begin = time.perf_counter()
-            jax.block_until_ready(fn())
-            share = 8 if name == "inference" else num
-            if i:  # the first compiles
-                times[name].append((time.perf_counter() - begin) / share)
+        seconds.append([seconds_of(fn) / share for fn, share in timed])
         say(f"{case.name}: price, round {i}/{num_rounds}")
-    plain, long, short = (np.array(times[name]) for name in ("inference", *steps))
+    plain, long, short = np.array(seconds[1:]).T
     per_pass = np.median((long - short) / plain) / (steps[0] - steps[1])
     base = np.median(short / plain) - per_pass * (steps[1] - 1)
     return float(base), float(per_pass)
+
+
+def seconds_of(fn):
+    begin = time.perf_counter()
+    jax.block_until_ready(fn())
+    return time.perf_counter() - begin
 
 
 def measure(case, variants, cache, num_rounds):

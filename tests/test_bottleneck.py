@@ -675,6 +675,7 @@ class TestAttribute:
             min_std=0.01,
             active_threshold=0.01,
             relu=False,
+            noise_scale=1.0,
         )
 
     @pytest.mark.parametrize("wrong", ["noise", "moments", "labels", "features"])
@@ -712,6 +713,7 @@ class TestBottleneckConfig:
             {"beta": -1.0},
             {"blur_sigma": 0.0},
             {"blur_sigma": -1.0},
+            {"noise_scale": 0.0},
         ],
     )
     def test_bad_values_are_named(self, option):
