@@ -7,8 +7,9 @@ baseline), share of the map in the object's box, against the price in multiples 
 network's inference. ``--workdir RUN`` adds a run of an embedded data set, which has
 boxes. EfficientNet-Lite0 has the weights of a package; ResNet-50 and VGG-16 have random
 ones (on smaller images, without deletion: poor evidence) unless ``--weights`` gives a
-file. Every map is kept in ``--cache``, so a run that was stopped goes on where it was.
-Writes quality.json and quality.png to ``--out``.
+file. Every map is kept in ``--cache``, so a stopped run goes on where it was (one cache
+for one set of weights). Writes quality.json and quality.png to ``--out``, and leaves
+the rows of networks that this run does not measure.
 """
 
 import argparse
@@ -116,21 +117,22 @@ def make_case(name, model, variables, preprocessing, layer, pictures, num, **mor
 
 def open_network(name, weights, num_images):
     layer, num, side = NETWORKS[name]
-    if weights or name == "efficientnet_lite0":
-        model, variables = pretrained.load(name, weights)
+    is_trained = name in weights or name == "efficientnet_lite0"
+    if is_trained:
+        model, variables = pretrained.load(name, weights.get(name))
         side = 224
     else:
         model = models.create(name, num_classes=1000)
         variables = random_variables(model, side)
     return make_case(
-        name if weights or name == "efficientnet_lite0" else f"{name}, random",
+        name if is_trained else f"{name}, random",
         model,
         variables,
         pretrained.preprocessing(name),
         layer,
         draw_photos(NUM_STATISTICS, side),
         num_images or num,
-        is_trained=bool(weights) or name == "efficientnet_lite0",
+        is_trained=is_trained,
     )
 
 
@@ -388,29 +390,56 @@ def main(argv=None):
         metavar="NETWORK=FILE",
         help="in torch's names",
     )
-    parser.add_argument("--cache", type=pathlib.Path, default="runs/quality")
-    parser.add_argument("--out", type=pathlib.Path, default="benchmarks")
+    parser.add_argument(
+        "--cache", type=pathlib.Path, default=pathlib.Path("runs/quality")
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks"))
     parser.add_argument("--images", type=int, help="for each network")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two variants, no files")
     args = parser.parse_args(argv)
-    weights = dict(pair.split("=", 1) for pair in args.weights)
     variants = {k: v for k, v in VARIANTS.items() if not args.quick or k in QUICK}
-    names = NETWORKS if args.network is None else args.network
+    names = list(NETWORKS) if args.network is None else args.network
     rows = []
-    if args.workdir:
-        case = open_run(args.workdir, args.data_dir, args.images)
-        rows += measure(case, variants, args.cache, args.rounds)
-    for name in names:
-        case = open_network(name, weights.get(name), args.images)
-        rows += measure(case, variants, args.cache, args.rounds)
-    device = jax.devices()[0].device_kind
-    found = {"jax": jax.__version__, "device": device, "rows": rows}
-    if not args.quick:
-        (args.out / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
-        draw(rows, args.out / "quality.png")
-    print(json.dumps(found) if args.json else table(rows))
+    try:
+        weights = read_weights(args.weights)
+        cases = [functools.partial(open_network, name, weights) for name in names]
+        if args.workdir:
+            cases.insert(0, functools.partial(open_run, args.workdir, args.data_dir))
+        for open_case in cases:
+            rows += measure(open_case(args.images), variants, args.cache, args.rounds)
+            if not args.quick:
+                keep(rows, args.out)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(json.dumps(about(rows)) if args.json else table(rows))
     return 0
+
+
+def read_weights(pairs):
+    """dict network -> file of NETWORK=FILE."""
+    for pair in pairs:
+        if pair.partition("=")[0] not in NETWORKS or "=" not in pair:
+            raise ValueError(
+                f"--weights {pair}: give NETWORK=FILE, NETWORK one of "
+                f"{', '.join(NETWORKS)}"
+            )
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def about(rows):
+    device = jax.devices()[0].device_kind
+    return {"jax": jax.__version__, "device": device, "rows": rows}
+
+
+def keep(rows, out):
+    """Write the rows beside those of other networks from earlier runs."""
+    path = out / "quality.json"
+    earlier = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {row["network"] for row in rows}
+    rows = [row for row in earlier if row["network"] not in new] + rows
+    path.write_text(json.dumps(about(rows), indent=1) + "\n")
+    draw(rows, out / "quality.png")
 
 
 if __name__ == "__main__":

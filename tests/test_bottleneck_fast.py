@@ -64,24 +64,21 @@ def trained():
     tx = optax.adam(1e-2)
 
     @jax.jit
-    def fit(params):
-        def loss(params, batch):
-            logits = head(params, features_of(params, images[batch]))
+    def step(params, state, images, labels):
+        def loss(params):
+            logits = head(params, features_of(params, images))
             return optax.softmax_cross_entropy_with_integer_labels(
-                logits, labels[batch]
+                logits, labels
             ).mean()
 
-        def step(carry, batch):
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss)(params, batch), state)
-            return (optax.apply_updates(params, updates), state), None
+        updates, state = tx.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
 
-        batches = jnp.asarray(rng.integers(len(images), size=(300, 64)))
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
-        features = features_of(params, images)
-        return params, features, head(params, features)
-
-    params, features, logits = fit(params)
+    state = tx.init(params)
+    for batch in rng.integers(len(images), size=(300, 64)):
+        params, state = step(params, state, images[batch], labels[batch])
+    features = features_of(params, images)
+    logits = head(params, features)
     assert np.mean(np.argmax(logits, -1) == labels) > 0.9
     state = feature_stats.update(feature_stats.init(features.shape[1:]), features)
     chosen = np.flatnonzero(np.argmax(logits, -1) == labels)[:32]
