@@ -21,13 +21,15 @@ STEPS = (((0, 1), 1 / 6), ((1, 0), 1 / 6), ((1, 1), 1 / 12), ((1, -1), 1 / 12))
 DAMPING = 0.8
 # A block of four cells is as stiff as one cell; moving together, they look twice so.
 STIFFNESS = 0.5
+# Cells across, and smoothing steps, of the coarsest grid.
+COARSEST, COARSEST_SWEEPS = 8, 20
 
 
 class _Grid(NamedTuple):
     """The equations ``diagonal x - sum of weights times neighbours`` of one grid.
 
-    diagonal [H, W], 0 outside the hole; weights, four [H, W], of the edge from a cell
-    to that one of STEPS ahead, 0 unless both are in the hole.
+    diagonal [H, W], 0 outside the hole; weights, eight [H, W], of the edges from a cell
+    to those one of STEPS ahead and then behind it, 0 unless both are in the hole.
     """
 
     diagonal: chex.Array
@@ -63,7 +65,7 @@ def solve(
 
 
 def _solve(image, hole, tolerance, num_iterations):
-    everywhere = tuple(
+    everywhere = _both_ways(
         jnp.where(_ahead(jnp.ones(hole.shape, bool), step), weight, 0.0)
         for step, weight in STEPS
     )
@@ -73,13 +75,13 @@ def _solve(image, hole, tolerance, num_iterations):
     grids = [
         _Grid(
             jnp.where(hole, degree, 0.0),
-            tuple(
+            _both_ways(
                 jnp.where(hole & _ahead(hole, step), weight, 0.0)
                 for step, weight in STEPS
             ),
         )
     ]
-    while max(hole.shape) > 2 ** len(grids):
+    while max(grids[-1].diagonal.shape) > COARSEST:
         grids.append(_coarser(grids[-1]))
     limit = tolerance**2 * jnp.sum(rhs * rhs)
 
@@ -89,16 +91,16 @@ def _solve(image, hole, tolerance, num_iterations):
 
     def iterate(state):
         x, residual, direction, product, count = state
-        image = _apply(grids[0], direction)
-        length = _ratio(product, jnp.sum(direction * image))
-        residual = residual - length * image
         step = _cycle(grids, residual)
         new = jnp.sum(residual * step)
-        direction_next = step + _ratio(new, product) * direction
-        return x + length * direction, residual, direction_next, new, count + 1
+        direction = step + _ratio(new, product) * direction
+        image = _apply(grids[0], direction)
+        length = _ratio(new, jnp.sum(direction * image))
+        x, residual = x + length * direction, residual - length * image
+        return x, residual, direction, new, count + 1
 
-    step = _cycle(grids, rhs)
-    start = jnp.zeros_like(rhs), rhs, step, jnp.sum(rhs * step), jnp.int32(0)
+    nothing = jnp.zeros_like(rhs)
+    start = nothing, rhs, nothing, jnp.zeros(()), jnp.int32(0)
     x, *_, count = jax.lax.while_loop(unfinished, iterate, start)
     return known + x, count
 
@@ -108,7 +110,12 @@ def _cycle(grids, rhs):
     grid, *coarser = grids
     inverse = _ratio(1.0, grid.diagonal)
     if not coarser:
-        return inverse * rhs
+        return jax.lax.fori_loop(
+            0,
+            COARSEST_SWEEPS,
+            lambda _, x: x + DAMPING * inverse * (rhs - _apply(grid, x)),
+            jnp.zeros_like(rhs),
+        )
     x = DAMPING * inverse * rhs
     correction = _cycle(coarser, _gathered(rhs - _apply(grid, x)))
     x = x + _spread(correction, grid.diagonal)
@@ -119,27 +126,46 @@ def _apply(grid, x):
     return grid.diagonal * x - _neighbour_sum(grid.weights, x)
 
 
+def _both_ways(weights):
+    """Weights of the edges ahead, and of the same edges seen from their other ends."""
+    ahead = tuple(weights)
+    back = (
+        _ahead(weight, (-down, -right))
+        for weight, ((down, right), _) in zip(ahead, STEPS, strict=True)
+    )
+    return *ahead, *back
+
+
 def _neighbour_sum(weights, x):
     """Sum over the neighbours in x [..., H, W], times the weights of their edges."""
-    total = jnp.zeros_like(x)
-    for weight, (step, _) in zip(weights, STEPS, strict=True):
-        back = (-step[0], -step[1])
-        total += weight * _ahead(x, step) + _ahead(weight, back) * _ahead(x, back)
-    return total
+    steps = [step for step, _ in STEPS]
+    steps += [(-down, -right) for down, right in steps]
+    padded = _framed(x)
+    return sum(
+        weight * _shifted(padded, step)
+        for weight, step in zip(weights, steps, strict=True)
+    )
 
 
 def _ahead(x, step):
     """x [..., H, W] at one step from each cell, 0 outside."""
-    height, width = x.shape[-2:]
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1), (1, 1)])
-    y, z = 1 + step[0], 1 + step[1]
-    return x[..., y : y + height, z : z + width]
+    return _shifted(_framed(x), step)
+
+
+def _framed(x):
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1), (1, 1)])
+
+
+def _shifted(framed, step):
+    height, width = framed.shape[-2] - 2, framed.shape[-1] - 2
+    down, right = 1 + step[0], 1 + step[1]
+    return framed[..., down : down + height, right : right + width]
 
 
 def _coarser(grid):
     """The equations of blocks of 2 x 2 cells that move together."""
     diagonal, right, down, right_down, left_down = (
-        _even(x) for x in (grid.diagonal, *grid.weights)
+        _even(x) for x in (grid.diagonal, *grid.weights[: len(STEPS)])
     )
 
     def at(x, row, column):
@@ -155,7 +181,7 @@ def _coarser(grid):
     weights = to_right, to_down, at(right_down, 1, 1), at(left_down, 1, 0)
     return _Grid(
         STIFFNESS * (_gathered(diagonal) - 2.0 * within),
-        tuple(STIFFNESS * weight for weight in weights),
+        _both_ways(STIFFNESS * weight for weight in weights),
     )
 
 

@@ -5,6 +5,7 @@
 Metrics are (sum, count) pairs, summed over devices.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -148,7 +149,7 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
         features,
         train=True,
         method="head",
-        rngs={"dropout": dropout_keys[0]},
+        **dropout(model, dropout_keys),
     )
     targets = optax.smooth_labels(
         jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
@@ -156,6 +157,16 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
     task = optax.softmax_cross_entropy(logits, mix(targets))
     forward = noise_keys, images, labels, variables, features, logits, batch
     return forward, task, updated.get("batch_stats", {})
+
+
+def dropout(model, keys) -> dict:
+    """What makes the draws of dropout depend on each example's own key, keys [N].
+
+    A head that takes no ``keys`` gets the first as Flax's "dropout" key; its draws then
+    depend on how many devices share the batch.
+    """
+    takes_keys = "keys" in inspect.signature(type(model).head).parameters
+    return {"keys": keys} if takes_keys else {"rngs": {"dropout": keys[0]}}
 
 
 def _update(state, gradient, tx, ema_decay):
