@@ -5,8 +5,9 @@
 Fine-tuning as in Kornblith et al., "Do Better ImageNet Models Transfer Better?", CVPR
 2019: all layers, SGD with Nesterov momentum 0.9, cosine, random parts of the image and
 mirror, the learning rate and weight decay from the middle of their grid. Where we
-differ: 64 images a step and 60 epochs where they took 256 and 20,000 steps, and 448
-pixels, as is usual for birds. `guided.teacher = "mask"` is the oracle.
+differ: 64 images a step and 60 epochs where they took 256 and 20,000 steps, 448
+pixels, as is usual for birds, no weight decay on norms and biases, and label
+smoothing. `guided.teacher = "mask"` is the oracle.
 """
 
 from configs import default

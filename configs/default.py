@@ -28,7 +28,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase = plain_phase()
     phase.method = "guided"
     # Weight of KL(A || A') in a guided step. What counts is mu / every: 5 in every step
-    # ends at the same figures as 20 in every fourth ("every_step" in RESULTS.md).
+    # ends within two points of 20 in every fourth ("every_step" in RESULTS.md).
     phase.mu = 20.0
     phase.mu_warmup_epochs = 0.0  # linear, from 0
     phase.stats_decay = 0.95  # of the moving feature statistics, per step
@@ -47,7 +47,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase.guidance.weighting = "elementwise"
     phase.guidance.cross_entropy = "categorical"
     phase.guidance.suppression = "runner_up_excess"
-    phase.guidance.suppression_weight = 1.0  # the source's beta
+    phase.guidance.suppression_weight = 1.0  # the paper's beta
     phase.guidance.gate = "correct"
     phase.guidance.step = "relative"
     phase.guidance.step_size = 0.1  # share of ||A||

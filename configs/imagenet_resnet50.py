@@ -6,7 +6,9 @@ The plain phase is the recipe of He et al., "Bag of Tricks for Image Classificat
 Convolutional Neural Networks", CVPR 2019: 1,024 images a step at a learning rate of
 0.4, linear warm-up over 5 epochs, cosine, Nesterov momentum 0.9, weight decay 1e-4 on
 the kernels only, label smoothing 0.1, last scale of each block zero at the start, 120
-epochs. Mixup (0.2 there, for 200 epochs) is one field away. Compute in bfloat16.
+epochs. Where we differ: no jitter of colours and no PCA noise, 99 % of train, the rest
+being for choosing, compute in bfloat16. Mixup (0.2 there, for 200 epochs) is one field
+away.
 
 With `--config.plain.init=pretrained --config.pretrained=resnet50.pth
 --config.plain.num_epochs=...`, or phases=("control", "guided") and their init set to

@@ -6,8 +6,9 @@ The plain phase is the recipe of Simonyan and Zisserman, "Very Deep Convolutiona
 Networks for Large-Scale Image Recognition", ICLR 2015: 256 images a step, momentum 0.9,
 weight decay 5e-4, dropout 0.5, learning rate 0.01, 74 epochs. Where we differ: cosine
 instead of three drops, a warm-up with He initialisation instead of growing the network,
-random parts of the image as for ResNet-50, float32 master weights with bfloat16
-compute. Pretrained weights: see imagenet_resnet50.py.
+random parts of the image as for ResNet-50, Nesterov's form of the momentum, no weight
+decay on biases, float32 master weights with bfloat16 compute. Pretrained weights: see
+imagenet_resnet50.py.
 """
 
 from configs import imagenet_resnet50
@@ -25,7 +26,8 @@ def get_config():
     for phase in (config.control, config.guided):
         phase.num_epochs = 5.0
         phase.learning_rate = 0.001
-    # Every noise sample runs the dense layers: 10 steps of 4 samples, not 20 of 1.
+    # Every noise sample runs the dense layers, forward and backward: 10 steps of 4
+    # samples are 40 passes in a guided step, twice those of the default's 20 of 1.
     config.guided.bottleneck.num_steps = 10
     config.guided.bottleneck.num_samples = 4
     return config

@@ -8,7 +8,6 @@ optax, chex and numpy only; does no I/O.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,6 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ibsgl_jax import keys, saliency
+from ibsgl_jax.adam import make_adam
+from ibsgl_jax.blur import make_blur
 from ibsgl_jax.convolutions import in_fast_order
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models.heads import PooledLinear
@@ -26,6 +28,10 @@ from ibsgl_jax.saliency import HeadFn
 
 # The smallest share of noise: its log is finite, and so is its reciprocal times beta.
 MIN_REST = 1e-30
+# Features, their means and deviations end here, and min_std begins there: a squared
+# ratio of the two is finite, and so is the sum of millions of them.
+MAX_FEATURE = 1e9
+MIN_STD = 1e-6
 # Elements of features that a CPU takes at a time: up to so many XLA leaves to one
 # thread; handing parts of a step to a second one costs more than it saves.
 CPU_PIECE = 2**14
@@ -34,8 +40,6 @@ CPU_IMAGES = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
-# Cells up to which a TPU blurs in one matrix product.
-MAX_FLAT_CELLS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +55,11 @@ class BottleneckConfig:
       blur_sigma: standard deviation in cells of the Gaussian that smooths lambda, > 0,
         or None for no smoothing.
       initial_alpha: lambda starts at sigmoid(initial_alpha).
-      min_std: features that vary less are treated as varying this much, > 0.
+      min_std: features that vary less are treated as varying this much, >= 1e-6.
       active_threshold: for ``feature_stats.moments``; not read by ``attribute``.
       relu: clip the noisy features at zero before the head.
+      noise_scale: the head sees noise of so many standard deviations, > 0. Below 1 a
+        gradient from few samples varies less; the capacity is still that of full noise.
     """
 
     beta: float = 10.0
@@ -65,20 +71,31 @@ class BottleneckConfig:
     min_std: float = 0.01
     active_threshold: float = 0.01
     relu: bool = False
+    noise_scale: float = 1.0
 
     def __post_init__(self):
         for name in ("num_steps", "num_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("learning_rate", "min_std"):
+        for name in ("learning_rate", "noise_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if not MIN_STD <= self.min_std <= MAX_FEATURE:
+            raise ValueError(
+                f"min_std={self.min_std}: must be from {MIN_STD} to {MAX_FEATURE}"
+            )
         if self.beta < 0:
             raise ValueError(f"beta={self.beta}: must not be negative")
         if self.blur_sigma is not None and not self.blur_sigma > 0:
             raise ValueError(
                 f"blur_sigma={self.blur_sigma}: must be positive, or None for no blur"
             )
+
+
+# At an inner layer: eight passes behind it for one map, where the default takes ninety.
+FAST = BottleneckConfig(
+    num_steps=9, num_samples=1, learning_rate=1.5, initial_alpha=3.0, noise_scale=0.7
+)
 
 
 class Attribution(NamedTuple):
@@ -124,7 +141,8 @@ def attribute(
         ``models.PooledLinear`` takes the exact shortcut: only the spatial mean of the
         noise reaches the logits and that is drawn directly (not with ``relu`` or
         injected noise). Any other head is called on [num_samples * N, H, W, K].
-      features: [N, H, W, K], any float dtype; the computation is in float32.
+      features: [N, H, W, K], any float dtype; the computation is in float32. Beyond
+        1e9 in size, features and moments count as 1e9.
       labels: int [N], the class to attribute, in [0, C).
       moments: of the same layer on many images, from ``feature_stats.moments``.
       config: ``BottleneckConfig()`` if None.
@@ -139,7 +157,8 @@ def attribute(
     logarithm is finite in float32 at any alpha.
     """
     config = config or BottleneckConfig()
-    chex.assert_rank([features, labels], [4, 1])
+    saliency.check_features(features)
+    chex.assert_rank(labels, 1)
     chex.assert_equal_shape_prefix([features, labels], 1)
     for moment in moments:
         chex.assert_shape(moment, features.shape[1:])
@@ -148,42 +167,83 @@ def attribute(
             noise, (config.num_steps, config.num_samples, *features.shape)
         )
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
-    moments = Moments(*(m[:, :, None] for m in jax.lax.stop_gradient(moments)))
-    draws = _step_keys(key, config.num_steps) if noise is None else noise
+    features = jnp.clip(features, -MAX_FEATURE, MAX_FEATURE)
+    mean, std, active = (m[:, :, None] for m in jax.lax.stop_gradient(moments))
+    moments = Moments(
+        jnp.clip(mean, -MAX_FEATURE, MAX_FEATURE), jnp.minimum(std, MAX_FEATURE), active
+    )
+    draws = noise
+    if noise is None:
+        draws = keys.split(keys.check(key, features.shape[0]), config.num_steps)
     if isinstance(head_fn, PooledLinear) and noise is None and not config.relu:
-        # So few numbers are drawn at once; in the loop each draw has a cost of its own.
-        shape = config.num_samples, features.shape[-1]
-        draws = jax.lax.map(lambda key: _normal(key, shape), draws)
-        solve = functools.partial(
-            _solve, head_fn, moments, config, _pooled_value_and_grad
-        )
-        size = piece_size(features.shape)
-        if size != features.shape[0]:
-            solve = _in_pieces(solve, size)
+        solve = _solve_pooled
     else:
-        solve = functools.partial(
-            _solve, head_fn, moments, config, _generic_value_and_grad
-        )
-    return jax.lax.stop_gradient(solve(features, labels, draws))
+        solve = _solve_generic
+    found = solve(head_fn, moments, config, features, labels, draws)
+    return jax.lax.stop_gradient(found)
 
 
-def _solve(head_fn, moments, config, make_value_and_grad, features, labels, draws):
-    """``attribute`` with its draws, or with keys for them, [num_steps, ...]."""
+def _solve_generic(head_fn, moments, config, features, labels, draws):
+    """``attribute`` for any head; draws [num_steps, ...] or keys for them."""
+    shape = config.num_samples, *features.shape[1:]
+
+    def noise_of(draw):
+        if jnp.issubdtype(draw.dtype, jax.dtypes.prng_key):
+            return keys.normal(draw, shape, axis=1)
+        return draw
+
     features = _cells_first(features)
     blur = make_blur(features.shape[:2], config.blur_sigma)
-    # In the loop below a CPU would be slow at the gradients of a head's convolutions.
+    # In the loop a CPU would be slow at the gradients of a head's convolutions.
     value_and_grad = in_fast_order(
-        make_value_and_grad(head_fn, features, labels, moments, blur, config)
+        _generic_value_and_grad(head_fn, features, labels, moments, blur, config)
     )
+    return _descend(
+        lambda alpha, draw: value_and_grad(alpha, noise_of(draw)),
+        blur,
+        features,
+        moments,
+        config,
+        draws,
+    )
+
+
+def _solve_pooled(head_fn, moments, config, features, labels, draws):
+    """``attribute`` for a pooled linear head, in the form that suits the platform."""
+    # So few numbers are drawn at once; in the loop each draw has a cost of its own.
+    shape = config.num_samples, features.shape[-1]
+    draws = jax.lax.map(lambda key: keys.normal(key, shape, axis=1), draws)
+
+    def solve_on(platform):
+        def solve(features, labels, draws):
+            features = _cells_first(features)
+            blur = make_blur(features.shape[:2], config.blur_sigma, platform=platform)
+            value_and_grad = _pooled_value_and_grad(
+                head_fn, features, labels, moments, blur, config, platform=platform
+            )
+            return _descend(value_and_grad, blur, features, moments, config, draws)
+
+        size = piece_size(features.shape, platform=platform)
+        return solve if size == features.shape[0] else _in_pieces(solve, size)
+
+    # Compiled for one platform, only its own form is lowered.
+    return jax.lax.platform_dependent(
+        features,
+        labels,
+        draws,
+        cpu=solve_on("cpu"),
+        tpu=solve_on("tpu"),
+        default=solve_on("other"),
+    )
+
+
+def _descend(value_and_grad, blur, features, moments, config, draws):
+    """Adam on alpha and the map at its end; features [H, W, N, K]."""
     tx = make_adam(config.learning_rate, config.num_steps)
     alpha = jnp.full(features.shape, config.initial_alpha, jnp.float32)
-    height, width, _, num_channels = features.shape
-    noise_shape = (config.num_samples, height, width, num_channels)
 
     def step(carry, draw):
         alpha, opt_state = carry
-        if jnp.issubdtype(draw.dtype, jax.dtypes.prng_key):
-            draw = _normal(draw, noise_shape)
         loss, gradient = value_and_grad(alpha, draw)
         updates, opt_state = tx.update(gradient, opt_state)
         return (optax.apply_updates(alpha, updates), opt_state), loss
@@ -204,13 +264,14 @@ def _solve(head_fn, moments, config, make_value_and_grad, features, labels, draw
     )
 
 
-def piece_size(shape: tuple[int, ...]) -> int:
+def piece_size(shape: tuple[int, ...], *, platform: str) -> int:
     """How many of the images [N, H, W, K] a pooled linear head's loop takes at a time.
 
-    N itself where the device has no fast memory to keep them in, or N does not divide.
+    N itself where the platform ("cpu", "tpu", ...) has no fast memory to keep them in,
+    or N does not divide.
     """
     num, *sides = shape
-    size, platform = num, jax.default_backend()
+    size = num
     # Powers of two: they fill the rows of registers and divide usual batches.
     if platform == "cpu":
         fitting = CPU_PIECE // math.prod(sides)
@@ -282,89 +343,6 @@ def noise_share(
     return jnp.clip(blur(jax.nn.sigmoid(-alpha)), MIN_REST, 1.0)
 
 
-def make_blur(
-    size: tuple[int, int], sigma: float | None
-) -> Callable[[chex.Array], chex.Array]:
-    """A Gaussian blur of [H, W, ...] over its first two axes.
-
-    The kernel is cut at ``2 round(2 sigma) + 1`` cells and normalised, the border
-    reflected without repeating the edge, as in IBA's code; here as two small matrix
-    products, which compile to less than a convolution of every channel. A TPU takes
-    one, over all cells: axes that are flattened would change every array's layout.
-
-    Args:
-      size: (H, W).
-      sigma: standard deviation in cells, or None for the identity.
-    """
-    if sigma is None:
-        return lambda maps: maps
-    rows, columns = (_blur_matrix(length, sigma) for length in size)
-    num_cells = size[0] * size[1]
-    if jax.default_backend() == "tpu" and num_cells <= MAX_FLAT_CELLS:
-        matrix = np.kron(rows, columns)
-
-        def blur_at_once(maps):
-            cells = maps.reshape(num_cells, *maps.shape[2:])
-            cells = jnp.tensordot(matrix, cells, 1, precision="highest")
-            return cells.reshape(maps.shape)
-
-        return blur_at_once
-    # One copy of the matrix per row: a product of a batch is faster than the same
-    # product after moving axes.
-    columns = np.broadcast_to(columns, (size[0], *columns.shape))
-
-    def blur(maps):
-        flat = maps.reshape(size[0], -1)
-        flat = jnp.matmul(rows, flat, precision="highest")
-        flat = flat.reshape(*size, -1)
-        return jnp.matmul(columns, flat, precision="highest").reshape(maps.shape)
-
-    return blur
-
-
-def make_adam(learning_rate: float, num_steps: int) -> optax.GradientTransformation:
-    """Adam with exact bias corrections, for at most ``num_steps`` updates.
-
-    ``optax.adam`` computes ``1 - 0.999^t`` in float32, wrong by up to 3e-5 of its value
-    in the first steps. A head with ReLUs amplifies that: after ten steps alpha is off
-    by 0.03 from a float64 run, with these tables by 0.0002. State and use are optax's.
-    """
-    steps = np.arange(1, num_steps + 1, dtype=np.float64)
-    first_scales = jnp.asarray(1.0 / (1.0 - 0.9**steps), jnp.float32)
-    second_scales = jnp.asarray(1.0 / (1.0 - 0.999**steps), jnp.float32)
-
-    def init_fn(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu=zeros, nu=zeros)
-
-    def update_fn(updates, state, params=None):
-        del params
-        count, mu, nu = state
-        mu = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, mu, updates)
-        nu = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, nu, updates)
-        first, second = first_scales[count], second_scales[count]
-        updates = jax.tree.map(
-            lambda m, v: -learning_rate * first * m / (jnp.sqrt(second * v) + 1e-8),
-            mu,
-            nu,
-        )
-        return updates, optax.ScaleByAdamState(count + 1, mu, nu)
-
-    return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _blur_matrix(length: int, sigma: float) -> np.ndarray:
-    """[length, length], row i the weights of output cell i."""
-    radius = int(round(2 * sigma))
-    weights = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1) / sigma))
-    weights /= weights.sum()
-    sources = np.pad(np.arange(length), radius, mode="reflect")
-    matrix = np.zeros((length, length))
-    for i in range(length):
-        np.add.at(matrix[i], sources[i : i + 2 * radius + 1], weights)
-    return matrix.astype(np.float32)
-
-
 # Inside the loop the cells come first: features and alpha are [H, W, N, K], moments
 # [H, W, 1, K]. A blur is then a matrix product without moving axes, a spatial mean a
 # sum over whole rows; on a CPU that halves the time of a step.
@@ -386,7 +364,7 @@ def _squared_deviation(features, moments, config):
 def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
     """Loss [N] and its gradient for any head, by autodiff through the noisy copies."""
     height, width, num_images, num_channels = features.shape
-    std = jnp.maximum(moments.std, config.min_std)
+    std = config.noise_scale * jnp.maximum(moments.std, config.min_std)
     r_squared = _squared_deviation(features, moments, config)
 
     def total_loss(alpha, noise):
@@ -397,6 +375,7 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
         if config.relu:
             mixed = jax.nn.relu(mixed)
         logits = head_fn(mixed.reshape(-1, height, width, num_channels))
+        saliency.check_logits(logits)
         logits = logits.reshape(config.num_samples, num_images, -1)
         cross_entropy = _cross_entropy(logits, labels)
         nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
@@ -411,7 +390,9 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
     return value_and_grad
 
 
-def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
+def _pooled_value_and_grad(
+    head_fn, features, labels, moments, blur, config, *, platform=None
+):
     """Loss [N] and its gradient for a pooled linear head, in closed form.
 
     The noise reaches the logits only through its spatial mean, a Gaussian with
@@ -428,7 +409,7 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
     offset = jnp.where(moments.active, features - moments.mean, 0.0)
     variance = jnp.square(jnp.maximum(moments.std, config.min_std))
     variance = jnp.where(moments.active, variance, 0.0)
-    if jax.default_backend() == "cpu":
+    if platform == "cpu":
         # For every image: in the loop, a factor that the images share would keep a CPU
         # from vectorising all of its expression.
         variance = jnp.broadcast_to(variance, features.shape)
@@ -441,6 +422,7 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
         return total.reshape(x.shape[2:])
 
     def value_and_grad(alpha, noise):
+        noise = config.noise_scale * noise
         active = variance > 0
         r_squared = jnp.square(offset) / jnp.where(active, variance, 1.0)
         complement = jax.nn.sigmoid(-alpha)
@@ -450,7 +432,8 @@ def _pooled_value_and_grad(head_fn, features, labels, moments, blur, config):
         spread = jnp.sqrt(sum_cells(jnp.square(rest) * variance)) / cells
 
         def loss_of(spatial_mean, spread):
-            logits = (spatial_mean + spread * noise) @ kernel + bias
+            pooled = spatial_mean + spread * noise
+            logits = jnp.matmul(pooled, kernel, precision="highest") + bias
             return jnp.mean(_cross_entropy(logits, labels), axis=0)
 
         cross_entropy, vjp_fn = jax.vjp(loss_of, spatial_mean, spread)
@@ -477,19 +460,3 @@ def _cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     return optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.broadcast_to(labels, logits.shape[:-1])
     )
-
-
-def _step_keys(key: chex.PRNGKey, num_steps: int) -> chex.PRNGKey:
-    """Keys [num_steps] from one key, [num_steps, N] from keys [N]."""
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    if key.ndim == 0:
-        return jax.random.split(key, num_steps)
-    return jax.vmap(lambda k: jax.random.split(k, num_steps), out_axes=1)(key)
-
-
-def _normal(key: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
-    """Draws [S, 1, ...] shared by the images, or [S, N, ...] from keys [N]."""
-    if key.ndim == 0:
-        return jnp.expand_dims(jax.random.normal(key, shape), 1)
-    return jax.vmap(lambda k: jax.random.normal(k, shape), out_axes=1)(key)

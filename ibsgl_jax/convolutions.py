@@ -23,17 +23,17 @@ def in_fast_order(fn: Callable) -> Callable:
         it are what this is for.
 
     Returns:
-      A function with the same results and derivatives; ``fn`` itself where the default
-      device is no CPU.
+      A function with the same results and derivatives. Compiled for anything but a CPU
+      it has ``fn``'s own convolutions.
     """
 
-    def reordered_fn(*args):
-        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+    def reordered_fn(*args, **kwargs):
+        closed, out = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
         closed = closed.replace(jaxpr=_rewritten(closed.jaxpr))
-        results = core.jaxpr_as_fun(closed)(*jax.tree.leaves(args))
+        results = core.jaxpr_as_fun(closed)(*jax.tree.leaves((args, kwargs)))
         return jax.tree.unflatten(jax.tree.structure(out), results)
 
-    return reordered_fn if jax.default_backend() == "cpu" else fn
+    return reordered_fn
 
 
 def _rewritten(jaxpr: core.Jaxpr) -> core.Jaxpr:
@@ -59,20 +59,28 @@ def _fast(num_axes: int) -> tuple[int, ...]:
 
 
 def _reordered(equation: core.JaxprEqn) -> core.JaxprEqn:
-    """A call that transposes the kernel and convolves, for the convolution alone."""
+    """A call that on a CPU transposes the kernel first, for the convolution alone."""
     order = equation.params["dimension_numbers"]
     out_axis, in_axis, *space = order.rhs_spec
     fast_order = order._replace(rhs_spec=_fast(len(order.rhs_spec)))
 
-    @jax.jit
     def transpose_and_convolve(images, kernel):
         kernel = jax.lax.transpose(kernel, (*space, in_axis, out_axis))
         return equation.primitive.bind(
             images, kernel, **equation.params | {"dimension_numbers": fast_order}
         )
 
+    def convolve(images, kernel):
+        return equation.primitive.bind(images, kernel, **equation.params)
+
+    @jax.jit
+    def on_each_platform(images, kernel):
+        return jax.lax.platform_dependent(
+            images, kernel, cpu=transpose_and_convolve, default=convolve
+        )
+
     arguments = [atom.aval for atom in equation.invars]
-    (call,) = jax.make_jaxpr(transpose_and_convolve)(*arguments).jaxpr.eqns
+    (call,) = jax.make_jaxpr(on_each_platform)(*arguments).jaxpr.eqns
     return equation.replace(primitive=call.primitive, params=call.params)
 
 

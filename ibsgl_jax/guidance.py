@@ -146,6 +146,7 @@ def guide(
     *,
     config: GuidanceConfig | None = None,
     teacher: chex.Array | None = None,
+    num_examples: chex.Numeric | None = None,
 ) -> Guidance:
     """Move features one step towards a better saliency map.
 
@@ -162,6 +163,9 @@ def guide(
       config: ``GuidanceConfig()`` if None.
       teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
         true mask.
+      num_examples: of the batch over which ``step="plain"`` takes the mean; N if None.
+        Where the N given are one device's or one part's share of a batch, give the
+        size of the whole one: A' then does not depend on how it is shared out.
 
     Returns:
       A ``Guidance``.
@@ -179,41 +183,39 @@ def guide(
     def classes_fn(logits):
         return jnp.stack([labels, saliency.runner_up(logits, labels)], axis=1)
 
-    def maps_at(features, classes):
-        logits, maps = saliency.logits_and_saliencies(
-            head_fn, features, classes, weighting=config.weighting
-        )
-        return logits, maps[:, 0], maps[:, 1]
-
     def total_loss(features):
-        logits, saliency_c, saliency_p = maps_at(features, classes_fn)
-        loss = saliency_loss(
-            saliency_c, saliency_p, teacher, _gate(logits, labels, config), config
+        logits, maps = saliency.logits_and_saliencies(
+            head_fn, features, classes_fn, weighting=config.weighting
         )
-        return jnp.sum(loss), (loss, logits, saliency_c, saliency_p)
+        gate = _gate(logits, labels, config)
+        loss = saliency_loss(maps[:, 0], maps[:, 1], teacher, gate, config)
+        return jnp.sum(loss), (loss, logits, maps)
 
     # The images are independent: the gradient of the sum is each one's own.
-    gradient, (loss, logits, saliency_c, saliency_p) = jax.grad(
-        total_loss, has_aux=True
-    )(features)
-    target = _descend(features, gradient, config)
-    classes = classes_fn(logits)
-    _, target_c, target_p = maps_at(target, classes)
-    gate = _gate(logits, labels, config)
+    gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
+    if num_examples is None:
+        num_examples = features.shape[0]
+    target = _descend(features, gradient, num_examples, config)
+    classes, gate = classes_fn(logits), _gate(logits, labels, config)
+    _, target_maps = saliency.logits_and_saliencies(
+        head_fn, target, classes, weighting=config.weighting
+    )
     norm = _norm(features)[:, 0, 0, 0]
     move = _norm(target - features)[:, 0, 0, 0]
     guidance = Guidance(
         target_features=target,
         logits=logits,
         runner_up=classes[:, 1],
-        saliency_c=saliency_c,
-        saliency_p=saliency_p,
+        saliency_c=maps[:, 0],
+        saliency_p=maps[:, 1],
         teacher=teacher,
         gate=gate,
         loss=loss,
-        target_loss=saliency_loss(target_c, target_p, teacher, gate, config),
+        target_loss=saliency_loss(
+            target_maps[:, 0], target_maps[:, 1], teacher, gate, config
+        ),
         relative_move=jnp.where(norm > 0, move / jnp.where(norm > 0, norm, 1.0), 0.0),
-        blank=(jnp.max(saliency_c, axis=(1, 2)) <= 0).astype(jnp.float32),
+        blank=(jnp.max(maps[:, 0], axis=(1, 2)) <= 0).astype(jnp.float32),
     )
     return jax.lax.stop_gradient(guidance)
 
@@ -259,9 +261,9 @@ def _gate(logits, labels, config):
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
-def _descend(features, gradient, config):
+def _descend(features, gradient, num_examples, config):
     if config.step == "plain":
-        target = features - config.step_size / features.shape[0] * gradient
+        target = features - config.step_size / num_examples * gradient
     else:
         norm = _norm(gradient)
         # The loss does not depend on the scale of A, so this product has no unit;

@@ -183,8 +183,8 @@ def feature_kl(
     over (h, w): one per channel, and the divergences are averaged over channels.
 
     Args:
-      features: A, [N, H, W, K], >= 0; differentiable.
-      target_features: A', [N, H, W, K], >= 0; a constant (no gradient flows into it).
+      features: A, [N, H, W, K]; differentiable. Of both, negative values count as 0.
+      target_features: A', [N, H, W, K]; a constant (no gradient flows into it).
       over: "all" or "spatial".
       floor: share of A's mean activation, per example, that is added to every element;
         a constant in the gradient, > 0.
@@ -205,6 +205,8 @@ def feature_kl(
     chex.assert_equal_shape([features, target_features])
     a = features.astype(jnp.float32)
     b = jax.lax.stop_gradient(target_features.astype(jnp.float32))
+    # A maximum would halve the gradient where a feature is exactly zero.
+    a, b = (jnp.where(each < 0, 0.0, each) for each in (a, b))
     level = jax.lax.stop_gradient(floor * jnp.mean(a, axis=(1, 2, 3), keepdims=True))
     level = jnp.where(level > 0, level, 1.0)
     axes = (1, 2, 3) if over == "all" else (1, 2)

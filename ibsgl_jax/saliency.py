@@ -1,14 +1,15 @@
 """Class saliency maps on features, and the class that competes with the true one.
 
 A model is seen as ``logits = head_fn(features)``: everything before the tapped layer
-is somebody else's business. Imports jax, jax.numpy and chex only; does no I/O.
+is somebody else's business. Imports jax, chex and numpy only; does no I/O.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 HeadFn = Callable[[chex.Array], chex.Array]
 
@@ -97,10 +98,10 @@ def logits_and_saliencies(
     """
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r}: choose one of {WEIGHTINGS}")
-    chex.assert_rank(features, 4)
+    check_features(features)
     features = features.astype(jnp.float32)
     logits, vjp_fn = jax.vjp(head_fn, features)
-    chex.assert_rank(logits, 2)
+    check_logits(logits)
     if callable(classes):
         classes = classes(logits)
     chex.assert_rank(classes, 2)
@@ -114,6 +115,51 @@ def logits_and_saliencies(
 
     maps = jnp.stack([one_map(each) for each in jnp.moveaxis(classes, 1, 0)], axis=1)
     return logits, jax.nn.relu(maps) if rectify else maps
+
+
+def check_features(features) -> None:
+    """ValueError unless features are one array [N, H, W, K]."""
+    found = _described(features)
+    if found is not None:
+        raise ValueError(f"the features are {found}: give one array [N, H, W, K]")
+    if len(features.shape) != 4:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}: a map needs [N, H, W, K]; "
+            "for tokens [N, H*W, K] reshape to their grid in features_fn and back in "
+            "head_fn, or take a layer that has one"
+        )
+
+
+def check_logits(logits) -> None:
+    """ValueError unless logits are one array of floats [N, C]."""
+    found = _described(logits)
+    if found is not None:
+        raise ValueError(
+            f"the head returns {found}: it must return the logits [N, C] alone; pick "
+            "them, as lambda features: head_fn(features)[0] does"
+        )
+    if len(logits.shape) == 1:
+        raise ValueError(
+            f"the head returns shape {tuple(logits.shape)}, one logit per image: it "
+            "must return [N, C]; for two classes jnp.stack([0 * logit, logit], axis=-1)"
+        )
+    if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(
+            f"the head returns {logits.dtype}{list(logits.shape)}: it must return "
+            "logits [N, C], floats"
+        )
+
+
+def _described(value) -> str | None:
+    """What stands in an array's place; None for an array or the shape of one."""
+    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return None
+    kind = type(value).__name__
+    if isinstance(value, Mapping):
+        return f"a {kind} with {', '.join(map(repr, value)) or 'nothing in it'}"
+    if isinstance(value, tuple | list):
+        return f"a {kind} of {len(value)}"
+    return f"a {kind}"
 
 
 def runner_up(logits: chex.Array, labels: chex.Array) -> chex.Array:

@@ -33,6 +33,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import linen as flax_linen
+from flax import nnx as flax_nnx
+from flax.core.tracers import current_trace
 from jax.tree_util import Partial
 
 # Primitives that evaluate one jaxpr once, on exactly their own operands.
@@ -47,7 +50,8 @@ def linen(
 
     At the last layer before a model's own pooled linear head, `models.make_head_fn`
     is the better choice: `bottleneck.attribute` has a shortcut for what it returns.
-    A layer inside `nn.remat`, `nn.scan` or `nn.jit` cannot be tapped.
+    A layer inside `nn.remat`, `nn.scan` or `nn.jit` cannot be tapped: its output does
+    not leave them.
 
     Args:
       model: a `flax.linen.Module`; `model.apply(variables, images, **apply_kwargs)`
@@ -63,7 +67,8 @@ def linen(
       features -> logits `[N, C]`. The two batches may differ in size.
 
     Raises:
-      ValueError: if there is no such layer (with the nearest names), or if the logits
+      ValueError: if there is no such layer (with the nearest names) or it has no array
+        that can leave the model, or if the logits
         depend on the images past the layer too, as inside a residual block.
     """
     call = _linen_call(model, **apply_kwargs)
@@ -99,20 +104,22 @@ def split(
       image_shape, Returns, Raises: as for `linen`.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    outputs = _output_shapes(call, variables, image)
+    outputs, hidden = _output_shapes(call, variables, image)
+    if layer in hidden and layer not in outputs:
+        raise ValueError(f"layer {layer!r} {hidden[layer]}")
     if layer not in outputs:
         near = difflib.get_close_matches(layer, outputs, cutoff=0.4)
         near = near or list(outputs)[:5]
         raise ValueError(f"no layer {layer!r}; nearest names: {', '.join(near)}")
 
     def features_fn(variables, images):
-        return _outputs(call, variables, images)[layer]
+        return _outputs(call, variables, images, {})[layer]
 
     def logits_fn(variables, images, features):
         def replace(name, output):
             return features if name == layer else output
 
-        return call(variables, images, _numbered(replace))
+        return call(variables, images, _numbered(replace, {}))
 
     def head_fn(variables, features):
         images = jnp.zeros((features.shape[0], *image_shape), jnp.float32)
@@ -145,9 +152,6 @@ def layer_names(
       Name -> shape, in the order in which the layers finish. Some of them may not cut
       the model.
     """
-    from flax import linen as flax_linen
-    from flax import nnx as flax_nnx
-
     if isinstance(model, flax_linen.Module):
         call = _linen_call(model, **call_kwargs)
     elif isinstance(model, flax_nnx.Module):
@@ -155,16 +159,29 @@ def layer_names(
     else:
         call = model
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    outputs = _output_shapes(call, variables, image)
+    outputs, _ = _output_shapes(call, variables, image)
     return {name: output.shape[1:] for name, output in outputs.items()}
 
 
-def _numbered(tap):
-    """`tap` for arrays only, with "#2", "#3" after names that come again."""
+def _numbered(tap, hidden):
+    """`tap` for the arrays that can leave the model, with "#2" after a second name.
+
+    The names of the others go to `hidden`, with the reason.
+    """
     seen = Counter()
+    outside = current_trace()
 
     def numbered(name, output):
+        # Values inside a transformation of their own must not get out of it.
+        if current_trace() != outside:
+            hidden[name] = (
+                "runs inside nn.remat, nn.scan, jit or the like, which hide its "
+                "output: take a layer outside, or build the model without them (the "
+                "variables of remat stay the same)"
+            )
+            return output
         if not isinstance(output, jax.Array):
+            hidden[name] = f"returns a {type(output).__name__}: take one with an array"
             return output
         seen[name] += 1
         return tap(name if seen[name] == 1 else f"{name}#{seen[name]}", output)
@@ -172,7 +189,7 @@ def _numbered(tap):
     return numbered
 
 
-def _outputs(call, variables, images):
+def _outputs(call, variables, images, hidden):
     """Name -> output of every layer, in order."""
     outputs = {}
 
@@ -180,26 +197,25 @@ def _outputs(call, variables, images):
         outputs[name] = output
         return output
 
-    call(variables, images, _numbered(keep))
+    call(variables, images, _numbered(keep, hidden))
     return outputs
 
 
 def _output_shapes(call, variables, image):
-    """The same with `jax.ShapeDtypeStruct`s, and nothing computed."""
-    names = []
+    """The same with `jax.ShapeDtypeStruct`s, nothing computed, and what is hidden."""
+    names, hidden = [], {}
 
     def outputs_fn(variables, images):
-        outputs = _outputs(call, variables, images)
+        outputs = _outputs(call, variables, images, hidden)
         names.extend(outputs)
         return tuple(outputs.values())  # a dict would come back sorted
 
     shapes = jax.eval_shape(outputs_fn, variables, image)
-    return dict(zip(names, shapes, strict=True))
+    outputs = dict(zip(names, shapes, strict=True))
+    return outputs, hidden
 
 
 def _linen_call(model, **apply_kwargs):
-    from flax import linen as flax_linen
-
     def call(variables, images, tap):
         def interceptor(next_fn, args, kwargs, context):
             output = next_fn(*args, **kwargs)
@@ -216,8 +232,6 @@ def _linen_call(model, **apply_kwargs):
 
 
 def _nnx_call(model, **call_kwargs):
-    from flax import nnx as flax_nnx
-
     graph, state = flax_nnx.split(model)
 
     def call(state, images, tap):

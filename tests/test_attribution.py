@@ -564,3 +564,85 @@ class TestPredict:
             features_fn, head_fn, PARAMS["inputs"], chunk_size=3
         )
         np.testing.assert_allclose(logits, PARAMS["logits"], rtol=1e-5, atol=1e-5)
+
+
+class TestWhatIsExpected:
+    """One line for a head, a layer or a key of another kind, from every method."""
+
+    MOMENTS = feature_stats.Moments(
+        jnp.zeros((4, 4, 5)), jnp.ones((4, 4, 5)), jnp.ones((4, 4, 5), bool)
+    )
+
+    def run(self, method, head=lambda f: f.mean((1, 2)), layer=lambda x: x, **options):
+        def features_fn(images):
+            return layer(jnp.concatenate([images, images[..., :2]], -1)[:, ::2, ::2])
+
+        def tapped_fn(images, perturbations):
+            del perturbations
+            return head(features_fn(images)), []
+
+        return attribution.attribute(
+            method,
+            features_fn,
+            head,
+            options.pop("images", jnp.ones((2, 8, 8, 3))),
+            **{
+                "classes": jnp.zeros(2, jnp.int32),
+                "key": jax.random.key(0),
+                "moments": self.MOMENTS,
+                "tapped_fn": tapped_fn,
+                **options,
+            },
+        )
+
+    @pytest.mark.parametrize("method", attribution.METHODS)
+    @pytest.mark.parametrize(
+        ("head", "words"),
+        [
+            (lambda f: (f.mean((1, 2)), f), "tuple of 2"),
+            (lambda f: {"logits": f.mean((1, 2))}, "dict with 'logits'"),
+            (lambda f: f.mean((1, 2, 3)), "one logit per image"),
+            (lambda f: f, r"logits \[N, C\], floats"),
+            (lambda f: f.mean((1, 2)).argmax(-1, keepdims=True), "int32"),
+        ],
+    )
+    def test_head(self, method, head, words):
+        with pytest.raises(ValueError, match=words) as error:
+            self.run(method, head)
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("method", attribution.FEATURE_METHODS)
+    def test_tokens(self, method):
+        with pytest.raises(ValueError, match="reshape to their grid"):
+            self.run(
+                method, lambda f: f.mean(1), layer=lambda x: x.reshape(len(x), -1, 5)
+            )
+
+    @pytest.mark.parametrize("method", attribution.RANDOM_METHODS)
+    @pytest.mark.parametrize("key", [0, 1.5, "a", np.int64(3), np.zeros(2), None])
+    def test_key(self, method, key):
+        with pytest.raises(ValueError, match=r"jax\.random\.key\(0\)"):
+            self.run(method, key=key)
+
+    @pytest.mark.parametrize(
+        ("method", "dtype"),
+        [
+            *((name, jnp.bfloat16) for name in attribution.METHODS if name != "ib"),
+            ("smooth_grad", jnp.float16),
+            ("integrated_gradients", jnp.float16),
+        ],
+    )
+    def test_half_precision_images(self, method, dtype):
+        images = IMAGES[:2, :8, :8].astype(dtype)
+        low = self.run(method, images=images)
+        high = self.run(method, images=images.astype(jnp.float32))
+        assert low.dtype == jnp.float32
+        peak = float(jnp.max(jnp.abs(high)))
+        np.testing.assert_allclose(low, high, atol=0.03 * peak)
+
+    def test_classes_by_name(self):
+        fn = attribution.make_attribution_fn(
+            "grad_cam", lambda x: x, lambda f: f.mean((1, 2))
+        )
+        images, classes = jnp.asarray(IMAGES[:2, :8, :8]), jnp.array([1, 2])
+        np.testing.assert_array_equal(fn(images, classes=classes), fn(images, classes))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 
 from ibsgl_jax import bottleneck, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
@@ -438,7 +439,8 @@ class TestPooledShortcut:
             )
         )
         path = "_pooled" if case == "plain" else "_generic"
-        assert taken == [f"{path}_value_and_grad"]
+        # Three times for the shortcut: on a CPU, on a TPU, elsewhere.
+        assert set(taken) == {f"{path}_value_and_grad"}
 
     @pytest.mark.parametrize("num_keys", [0, 4])
     def test_pieces_equal_the_whole(self, num_keys, monkeypatch):
@@ -455,36 +457,60 @@ class TestPooledShortcut:
         assert_close(pieces, whole)
 
     def test_a_cpu_takes_pieces_that_one_thread_keeps(self):
-        assert jax.default_backend() == "cpu"
-        assert bottleneck.piece_size((64, 8, 8, 64)) == 4
-        assert bottleneck.piece_size((64, 2, 2, 512)) == 8
-        assert bottleneck.piece_size((64, 1, 1, 8)) == 8  # never more
-        assert bottleneck.piece_size((16, 7, 7, 2048)) == 8  # one image is too much
-        assert bottleneck.piece_size((6, 8, 8, 64)) == 6  # does not divide
+        size = functools.partial(bottleneck.piece_size, platform="cpu")
+        assert size((64, 8, 8, 64)) == 4
+        assert size((64, 2, 2, 512)) == 8
+        assert size((64, 1, 1, 8)) == 8  # never more
+        assert size((16, 7, 7, 2048)) == 8  # one image is too much
+        assert size((6, 8, 8, 64)) == 6  # does not divide
 
-    def test_a_tpu_takes_pieces_by_their_size(self, monkeypatch):
-        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    def test_a_tpu_takes_pieces_by_their_size(self):
+        size = functools.partial(bottleneck.piece_size, platform="tpu")
         # 16 images of ResNet-50's features are 6.4 MB; small ones go all at once.
-        assert bottleneck.piece_size((128, 7, 7, 2048)) == 16
-        assert bottleneck.piece_size((128, 14, 14, 512)) == 16
-        assert bottleneck.piece_size((512, 8, 8, 64)) == 512
-        assert bottleneck.piece_size((24, 7, 7, 2048)) == 24  # does not divide
-        assert bottleneck.piece_size((3, 2000, 2000, 8)) == 1
-        monkeypatch.setattr(jax, "default_backend", lambda: "cuda")
-        assert bottleneck.piece_size((128, 7, 7, 2048)) == 128
+        assert size((128, 7, 7, 2048)) == 16
+        assert size((128, 14, 14, 512)) == 16
+        assert size((512, 8, 8, 64)) == 512
+        assert size((24, 7, 7, 2048)) == 24  # does not divide
+        assert size((3, 2000, 2000, 8)) == 1
+        assert bottleneck.piece_size((128, 7, 7, 2048), platform="cuda") == 128
 
     def test_the_rules_of_a_tpu_give_the_same_maps(self, monkeypatch):
         """Its pieces and its blur, run here."""
         case = small_case(n=4)
         ours = run_small(jax.random.key(3), *case)
-        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
         monkeypatch.setattr(bottleneck, "TPU_PIECE", 2 * case[1][0].size)
-        assert bottleneck.piece_size(case[1].shape) == 2
+        assert bottleneck.piece_size(case[1].shape, platform="tpu") == 2
+        # The form of a TPU in the place of every other.
+        monkeypatch.setattr(
+            jax.lax, "platform_dependent", lambda *args, tpu, **_: tpu(*args)
+        )
         head, *rest = case
         theirs = jax.jit(
             lambda key, *rest: bottleneck.attribute(key, head, *rest, config=SHORT)
         )(jax.random.key(3), *rest)
         assert_close(theirs, ours)
+
+    def test_every_platform_is_exported_with_its_own_form(self):
+        """Pieces of the batch on a CPU, one product for the blur on a TPU."""
+        head, features, labels, moments = small_case(n=16)
+        fn = jax.jit(
+            lambda f: (
+                bottleneck.attribute(
+                    jax.random.key(0), head, f, labels, moments, config=SHORT
+                ).saliency
+            )
+        )
+        texts = {
+            platform: export.export(fn, platforms=(platform,))(features).mlir_module()
+            for platform in ("cpu", "tpu", "cuda")
+        }
+        loops = {name: text.count("stablehlo.while") for name, text in texts.items()}
+        assert loops["cpu"] > loops["cuda"] == loops["tpu"]
+        products = {n: text.count("stablehlo.dot_general") for n, text in texts.items()}
+        assert products["tpu"] < products["cuda"] == products["cpu"]
+        everywhere = export.export(fn, platforms=("cpu", "tpu", "cuda"))(features)
+        assert everywhere.mlir_module().count("stablehlo.while") > loops["cpu"]
+        np.testing.assert_array_equal(everywhere.call(features), fn(features))
 
     def test_low_precision_kernel_is_used_in_float32(self):
         head, *args = small_case()
@@ -675,6 +701,7 @@ class TestAttribute:
             min_std=0.01,
             active_threshold=0.01,
             relu=False,
+            noise_scale=1.0,
         )
 
     @pytest.mark.parametrize("wrong", ["noise", "moments", "labels", "features"])
@@ -712,6 +739,7 @@ class TestBottleneckConfig:
             {"beta": -1.0},
             {"blur_sigma": 0.0},
             {"blur_sigma": -1.0},
+            {"noise_scale": 0.0},
         ],
     )
     def test_bad_values_are_named(self, option):
@@ -765,19 +793,16 @@ class TestMakeBlur:
         np.testing.assert_allclose(smooth, reference.blur(maps, sigma), atol=1e-6)
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 9)])
-    def test_a_tpu_blurs_all_cells_at_once_with_the_same_result(
-        self, size, monkeypatch
-    ):
+    def test_a_tpu_blurs_all_cells_at_once_with_the_same_result(self, size):
         maps = np.random.default_rng(0).random((*size, 3, 2), np.float32)
         ours = bottleneck.make_blur(size, 1.0)
-        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-        theirs = bottleneck.make_blur(size, 1.0)
+        theirs = bottleneck.make_blur(size, 1.0, platform="tpu")
         np.testing.assert_allclose(theirs(maps), ours(maps), atol=1e-6)
         one, other = (jax.linear_transpose(blur, maps)(maps) for blur in (ours, theirs))
         np.testing.assert_allclose(other[0], one[0], atol=1e-6)
         # A product of that many cells would cost more than the head: two small ones.
         text = str(
-            jax.make_jaxpr(bottleneck.make_blur((56, 56), 1.0))(
+            jax.make_jaxpr(bottleneck.make_blur((56, 56), 1.0, platform="tpu"))(
                 jnp.ones((56, 56, 1, 1))
             )
         )

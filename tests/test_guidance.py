@@ -457,3 +457,43 @@ class TestGuidanceConfig:
     def test_hashable_so_that_it_can_be_a_static_argument(self):
         assert hash(GuidanceConfig()) == hash(GuidanceConfig())
         assert GuidanceConfig() != guidance.literal()
+
+
+def test_a_plain_step_is_the_mean_over_the_whole_batch():
+    """Two halves that know the size of the whole move as it does."""
+    generator = np.random.default_rng(0)
+    features = jnp.asarray(generator.random((4, 3, 3, 5)), jnp.float32)
+    head = PooledLinear(
+        jnp.asarray(generator.normal(size=(5, 3)), jnp.float32), jnp.zeros(3)
+    )
+    teacher = jnp.asarray(generator.random((4, 3, 3)), jnp.float32)
+    labels = jnp.array([0, 1, 2, 0])
+
+    def target(part, num_examples=None):
+        return guidance.guide(
+            None,
+            head,
+            features[part],
+            labels[part],
+            None,
+            config=GuidanceConfig(step="plain", step_size=1.0),
+            teacher=teacher[part],
+            num_examples=num_examples,
+        ).target_features
+
+    whole = target(slice(None))
+    halves = [target(slice(i, i + 2), 4) for i in (0, 2)]
+    np.testing.assert_allclose(jnp.concatenate(halves), whole, rtol=1e-6)
+    assert not np.allclose(target(slice(0, 2)), whole[:2], rtol=1e-6)
+
+
+def test_features_that_are_not_rectified_have_a_finite_divergence():
+    a = jnp.array([[[[-1.0, 0.0, 2.0]]]])
+    for over in losses.KL_EXTENTS:
+        value, slope = jax.value_and_grad(
+            lambda a, over=over: losses.feature_kl(a, a - 1.0, over=over)[0]
+        )(a)
+        assert jnp.isfinite(value) and jnp.all(jnp.isfinite(slope))
+        np.testing.assert_allclose(
+            value, losses.feature_kl(a.clip(0), (a - 1).clip(0), over=over)[0]
+        )

@@ -330,7 +330,7 @@ class TestData:
         [
             ({"model": "vgg16", "image_size": 8}, "image_size=8: images must be at"),
             ({"train_split": "trian"}, "no split 'trian'"),
-            ({"batch_size": 128}, "64 examples do not fill a batch of 128"),
+            ({"batch_size": 128}, "batch_size=128 is more than the 64 examples"),
             ({"model_options.stage_sise": 3}, "model_options of small_resnet"),
             ({"guided.init": "pretrained", "pretrained": "no.pth"}, "no.pth"),
         ],

@@ -233,3 +233,31 @@ class TestAdaptiveAveragePool:
         pooled = adaptive_average_pool(features, (2, 3))
         np.testing.assert_allclose(pooled[0, 0, :, 0], [1.0, 1.5, 2.0], rtol=1e-6)
         np.testing.assert_array_equal(pooled[0, 0], pooled[0, 1])
+
+
+def test_dropout_of_an_image_depends_on_its_own_key_alone():
+    model = models.VGG((1,), stage_widths=(4,), num_classes=3, dense_features=16)
+    features = jax.random.uniform(jax.random.key(0), (4, 4, 4, 4))
+    variables = model.init(jax.random.key(1), features, method="head")
+    keys = jax.random.split(jax.random.key(2), 4)
+
+    @jax.jit
+    def head(features, keys):
+        return model.apply(variables, features, train=True, keys=keys, method="head")
+
+    whole = head(features, keys)
+    halves = [head(features[i : i + 2], keys[i : i + 2]) for i in (0, 2)]
+    np.testing.assert_allclose(jnp.concatenate(halves), whole, rtol=1e-5)
+    same = head(jnp.stack([features[0]] * 4), keys)
+    assert len(np.unique(np.asarray(same)[:, 0])) == 4
+    # Half of 16 units, twice as strong: the mean over many keys is that without.
+    many = head(
+        jnp.stack([features[0]] * 4000), jax.random.split(jax.random.key(3), 4000)
+    )
+    plain = model.apply(variables, features[:1], method="head")
+    assert many.std() > 0
+    np.testing.assert_allclose(many.mean(0), plain[0], atol=5 * many.std() / 4000**0.5)
+    by_flax = model.apply(
+        variables, features, train=True, method="head", rngs={"dropout": keys[0]}
+    )
+    assert not np.allclose(by_flax, model.apply(variables, features, method="head"))

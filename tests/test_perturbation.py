@@ -1,14 +1,17 @@
 """Perturbation curves, against reference arrays, dense algebra and linear models."""
 
 import functools
+import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
+import scipy.sparse.linalg
 
-from ibsgl_jax import metrics, perturbation
+from ibsgl_jax import imputation, metrics, perturbation
 from tests import golden_net
 
 MAPS = ("gcamB", "layerA", "gcamB16", "rand", "gauss", "zeros", "ones", "seg")
@@ -373,3 +376,79 @@ class TestSensitivitySizes:
     def test_small_image_has_no_repetitions(self):
         sizes = perturbation.sensitivity_sizes(10)
         np.testing.assert_array_equal(sizes, np.arange(1, 9))
+
+
+def solved_directly(image, hole):
+    """The weighted mean of the neighbours in float64, by a sparse factorisation."""
+    places = np.full(hole.shape, -1)
+    places[hole] = np.arange(hole.sum())
+    y, x = np.nonzero(hole)
+    rows, columns, values = [], [], []
+    degree, known = np.zeros(len(y)), np.zeros((len(y), image.shape[2]))
+    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+        if dy == dx == 0:
+            continue
+        weight = 1 / 12 if dy and dx else 1 / 6
+        at_y, at_x = y + dy, x + dx
+        (here,) = np.nonzero(
+            (at_y >= 0) & (at_y < hole.shape[0]) & (at_x >= 0) & (at_x < hole.shape[1])
+        )
+        at_y, at_x = at_y[here], at_x[here]
+        degree[here] += weight
+        unknown = hole[at_y, at_x]
+        rows.extend(here[unknown])
+        columns.extend(places[at_y, at_x][unknown])
+        values.extend([-weight] * unknown.sum())
+        known[here[~unknown]] += weight * image[at_y, at_x][~unknown]
+    everyone = list(range(len(y)))
+    matrix = scipy.sparse.csc_matrix(
+        (values + list(degree), (rows + everyone, columns + everyone))
+    )
+    result = image.astype(np.float64)
+    result[hole] = scipy.sparse.linalg.splu(matrix).solve(known)
+    return result
+
+
+def make_hole(kind, fraction, size):
+    y, x = np.mgrid[:size, :size]
+    order = (y - size / 2.2) ** 2 + (x - size / 1.9) ** 2
+    if kind == "scattered":
+        order = np.random.default_rng(1).permutation(size * size).reshape(size, size)
+    count = round(fraction * size * size)
+    return order <= np.partition(order.ravel(), count - 1)[count - 1]
+
+
+class TestImputation:
+    @pytest.mark.parametrize(
+        "size", [61, 224, pytest.param(448, marks=pytest.mark.slow)]
+    )
+    def test_equals_a_direct_solution(self, size):
+        """Holes of 10, 50 and 90 %, discs and scattered pixels, in one call."""
+        generator = np.random.default_rng(0)
+        coarse = generator.normal(size=(1, 7, 7, 2)).astype(np.float32)
+        image = np.asarray(jax.image.resize(coarse, (1, size, size, 2), "linear"))[0]
+        image = image + 0.1 * generator.normal(size=image.shape).astype(np.float32)
+        holes = np.stack(
+            [
+                make_hole(kind, fraction, size)
+                for kind in ("disc", "scattered")
+                for fraction in (0.1, 0.5, 0.9)
+            ]
+        )
+        found, iterations = jax.jit(imputation.solve)(
+            np.broadcast_to(image, (6, *image.shape)), holes
+        )
+        assert int(jnp.max(iterations)) < 30
+        for one, hole in zip(found, holes, strict=True):
+            # Rounding of float32 grows with the number of unknowns across.
+            np.testing.assert_allclose(
+                one, solved_directly(image, hole), atol=4e-6 * size
+            )
+            np.testing.assert_array_equal(one[~hole], image[~hole])
+
+    def test_the_whole_image_and_nothing(self):
+        images = jnp.ones((2, 5, 6, 1))
+        holes = jnp.stack([jnp.ones((5, 6), bool), jnp.zeros((5, 6), bool)])
+        found, iterations = imputation.solve(images, holes)
+        np.testing.assert_array_equal(found, [jnp.zeros((5, 6, 1)), images[1]])
+        np.testing.assert_array_equal(iterations, 0)

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from ibsgl_jax import models, tapping
+from ibsgl_jax import attribution, models, tapping
 from tests.test_models import random_variables
 
 IMAGE_SHAPE = (24, 24, 3)
@@ -271,3 +271,38 @@ class TestLayerNames:
             "dropout",
             "dense",
         }
+
+
+class _Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+
+
+class _Rematerialised(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), name="stem")(x)
+        x = nn.remat(_Inner)(name="block")(x)
+        return nn.Dense(3, name="fc")(x.mean((1, 2)))
+
+
+def test_layers_inside_remat_are_refused_in_one_line():
+    model, images = _Rematerialised(), jnp.ones((2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images)
+    names = tapping.layer_names(model, variables, (8, 8, 3))
+    assert list(names) == ["stem", "fc"]
+    for layer in ("block", "block/conv"):
+        with pytest.raises(ValueError, match=f"'{layer}' runs inside nn.remat"):
+            tapping.linen(model, variables, layer, image_shape=(8, 8, 3))
+    features_fn, head_fn = tapping.linen(
+        model, variables, "stem", image_shape=(8, 8, 3)
+    )
+    np.testing.assert_allclose(
+        jax.jit(lambda x: head_fn(features_fn(x)))(images),
+        model.apply(variables, images),
+        rtol=1e-5,
+    )
+    tapped_fn = attribution.make_tapped_fn(model, variables)
+    with pytest.raises(ValueError, match="'block/conv' runs inside nn.remat"):
+        attribution.full_grad(tapped_fn, images, jnp.zeros(2, jnp.int32))

@@ -7,14 +7,7 @@ ValueErrors, which is what a caller in Python catches.
 import contextlib
 import errno
 
-
-class UserError(ValueError):
-    """What its user can mend: one line that names the thing and what to do."""
-
-    @property
-    def lines(self) -> list[str]:
-        """The message as it is printed."""
-        return [" ".join(str(self).split())]
+from ibsgl_jax.errors import UserError
 
 
 class ConfigError(UserError):

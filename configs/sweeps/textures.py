@@ -1,4 +1,4 @@
-"""The same rows on a second task, whose constants were not chosen there alone.
+"""The same rows on a second task; the constants were chosen on both.
 
 python -m train.sweep configs/sweeps/textures.py
 """

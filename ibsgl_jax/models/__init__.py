@@ -1,7 +1,8 @@
 """Classifiers split at a tap: `features(images)` and `head(features)`.
 
 Every model here is a linen module with the methods `features(images, train=False)` and
-`head(features, train=False)`; calling it is head after features.
+`head(features, train=False, keys=None)`; calling it is head after features. The keys
+`[N]`, one for each image, are for a head with dropout.
 """
 
 import difflib

@@ -152,14 +152,14 @@ class EfficientNetLite(nn.Module):
             x = block(x, train)
         return nn.relu6(self.head_bn(self.head_conv(x), not train))
 
-    def head(self, features, train=False):
-        """Float32 logits `[N, C]` of features `[N, H, W, K]`."""
-        del train
+    def head(self, features, train=False, keys=None):
+        """Float32 logits `[N, C]` of features `[N, H, W, K]`; keys are not used."""
+        del train, keys
         return self.fc(jnp.mean(features.astype(jnp.float32), axis=(1, 2)))
 
-    def __call__(self, images, train=False):
+    def __call__(self, images, train=False, keys=None):
         """Float32 logits `[N, C]` of images `[N, H', W', 3]`."""
-        return self.head(self.features(images, train), train)
+        return self.head(self.features(images, train), train, keys)
 
     @staticmethod
     def pooled_linear(variables) -> PooledLinear:

@@ -25,4 +25,6 @@ class PooledLinear:
     def __call__(self, features: jax.Array) -> jax.Array:
         """Float32 logits `[..., C]` of features `[..., H, W, K]`."""
         pooled = jnp.mean(features.astype(jnp.float32), axis=(-3, -2))
-        return pooled @ self.kernel.astype(jnp.float32) + self.bias.astype(jnp.float32)
+        kernel, bias = self.kernel.astype(jnp.float32), self.bias.astype(jnp.float32)
+        # In float32 on every device: never in TF32 or bfloat16.
+        return jnp.matmul(pooled, kernel, precision="highest") + bias

@@ -39,6 +39,18 @@ def adaptive_average_pool(features: jax.Array, size: tuple[int, int]) -> jax.Arr
     return features
 
 
+def _drop(keys, x, *, layer, rate):
+    """Dropout of `[N, K]`, each row with a key of its own; the rest is scaled up."""
+
+    def kept(key):
+        return jax.random.bernoulli(
+            jax.random.fold_in(key, layer), 1.0 - rate, x.shape[1:]
+        )
+
+    scale = 1.0 / (1.0 - rate) if rate < 1.0 else 0.0
+    return jnp.where(jax.vmap(kept)(keys), x * scale, jnp.zeros_like(x))
+
+
 class VGG(nn.Module):
     """A VGG network, split at the activations after its last convolution's ReLU.
 
@@ -50,7 +62,8 @@ class VGG(nn.Module):
       stage_widths: number of channels of each stage.
       num_classes: number of logits C.
       dense_features: width of the two hidden dense layers.
-      dropout_rate: applied after both, with `train=True` only (needs a "dropout" key).
+      dropout_rate: applied after both, with `train=True` only. It needs `keys`, one for
+        each image, or the "dropout" key of Flax.
       dtype: compute dtype; parameters and logits are float32.
       axis_name: accepted as in the other models; there is no BatchNorm to use it.
     """
@@ -86,7 +99,6 @@ class VGG(nn.Module):
         self.fc6 = dense(self.dense_features, dtype=self.dtype)
         self.fc7 = dense(self.dense_features, dtype=self.dtype)
         self.fc8 = dense(self.num_classes, dtype=jnp.float32)
-        self.dropout = nn.Dropout(self.dropout_rate)
 
     def features(self, images, train=False):
         """Activations after the last ReLU, before the last max pool.
@@ -112,19 +124,31 @@ class VGG(nn.Module):
                 x = nn.relu(conv(x))
         return x
 
-    def head(self, features, train=False):
-        """Float32 logits `[N, C]` of features `[N, H, W, K]`."""
+    def head(self, features, train=False, keys=None):
+        """Float32 logits `[N, C]` of features `[N, H, W, K]`.
+
+        Args:
+          features: `[N, H, W, K]`.
+          train: drop out.
+          keys: `[N]`, for dropout: an image's draws depend on its own key alone, so
+            neither on its neighbours nor on how many devices share the batch. None:
+            made from the "dropout" key.
+        """
         x = nn.max_pool(features.astype(self.dtype), (2, 2), (2, 2))
         x = adaptive_average_pool(x, (7, 7))
         # Channels first, the order in which PyTorch's dense weights expect them.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
-        x = self.dropout(nn.relu(self.fc6(x)), deterministic=not train)
-        x = self.dropout(nn.relu(self.fc7(x)), deterministic=not train)
+        if train and self.dropout_rate and keys is None:
+            keys = jax.random.split(self.make_rng("dropout"), x.shape[0])
+        for i, dense in enumerate((self.fc6, self.fc7)):
+            x = nn.relu(dense(x))
+            if train and self.dropout_rate:
+                x = _drop(keys, x, layer=i, rate=self.dropout_rate)
         return self.fc8(x)
 
-    def __call__(self, images, train=False):
-        """Float32 logits `[N, C]` of images `[N, H', W', 3]`."""
-        return self.head(self.features(images, train), train)
+    def __call__(self, images, train=False, keys=None):
+        """Float32 logits `[N, C]` of images `[N, H', W', 3]`; keys as in `head`."""
+        return self.head(self.features(images, train), train, keys)
 
 
 VGG16 = partial(VGG, stage_sizes=(2, 2, 3, 3, 3))

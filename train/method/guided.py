@@ -104,6 +104,7 @@ def make_guided_penalty(
                 None,
                 config=config,
                 teacher=_resized(map_fn(), frozen),
+                num_examples=forward.num_examples,
             )
 
         guided = if_guided(when, forward, guide)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ibsgl_jax import metrics
 from train.method.fields import numbers
+from train.method.step import dropout
 
 
 def from_phase(model, phase, context):
@@ -56,7 +57,7 @@ def make_saliency_guided_penalty(model, *, mask_fraction, weight):
             masked,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": dropout_keys[0]},
+            **dropout(model, dropout_keys),
         )
         kl = prediction_kl(forward.logits, masked_logits)
         return (

@@ -5,6 +5,7 @@
 Metrics are (sum, count) pairs, summed over devices.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from train.method.state import TrainState
 
 def normalize_images(images, *, mean, std):
     """uint8 [N, H, W, 3] -> float32, each channel with the given mean and std."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, -1) for x in (mean, std))
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
@@ -164,7 +165,7 @@ def _forward(
         features,
         train=True,
         method="head",
-        rngs={"dropout": dropout_keys[0]},
+        **dropout(model, dropout_keys),
     )
     targets = optax.smooth_labels(
         jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
@@ -176,9 +177,21 @@ def _forward(
     return forward, task, updated.get("batch_stats", {})
 
 
+def dropout(model, keys) -> dict:
+    """What makes the draws of dropout depend on each example's own key, keys [N].
+
+    A head that takes no ``keys`` gets the first as Flax's "dropout" key; its draws then
+    depend on how many devices share the batch.
+    """
+    takes_keys = "keys" in inspect.signature(type(model).head).parameters
+    return {"keys": keys} if takes_keys else {"rngs": {"dropout": keys[0]}}
+
+
 def _update(state, gradient, tx, ema_decay, learning):
     """The state after the optimizer's update, its statistics as they were."""
-    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    # optax multiplies floats by its integer counters.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     if learning is not None:  # weight decay moves what has no gradient
         updates = {
             name: branch if name in learning else optax.tree.zeros_like(branch)
@@ -187,7 +200,8 @@ def _update(state, gradient, tx, ema_decay, learning):
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:
-        rate = 1.0 - jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        done = state.step.astype(jnp.float32)
+        rate = 1.0 - jnp.minimum(ema_decay, (1.0 + done) / (10.0 + done))
         ema_params = optax.incremental_update(params, ema_params, rate)
     return state.replace(
         step=state.step + 1, params=params, opt_state=opt_state, ema_params=ema_params
@@ -199,7 +213,7 @@ def _skip(state, after, sums, norm):
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"][0])
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
     sums = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), sums)
-    sums["skipped"] = 1.0 - finite, jnp.float32(1.0)
+    sums["skipped"] = 1.0 - finite.astype(jnp.float32), jnp.float32(1.0)
     return kept.replace(step=after.step), sums
 
 

@@ -90,6 +90,14 @@ def make_teacher(
     return teacher_fn
 
 
+def teaches_by_bottleneck(phase) -> bool:
+    """Whether a guided phase of the configuration computes bottleneck maps."""
+    if phase.teacher in (*CAMS, "mask"):
+        return False
+    own = phase.teacher == "bottleneck"
+    return own or phase.get("teacher_method", "bottleneck") == "bottleneck"
+
+
 def _seen(model, teacher, layer, forward, when):
     """The teacher's features at its layer, and the rest of its network."""
     state = forward.state

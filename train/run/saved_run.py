@@ -8,11 +8,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from configs import default
 from train.data import dataset
+from train.data.faults import shown
 from train.errors import ConfigError
 from train.method.build import make_model, make_optimizer, make_schedule
 from train.method.state import create_state, state_options
 from train.run import checkpoint
+
+# What the runs of earlier versions lack; absent is off.
+LATER_FIELDS = ("data", "fit", "class_weights", "teacher_method", "teacher_power")
 
 
 class Run:
@@ -50,17 +55,54 @@ def load_config(workdir: Path):
     """The configuration of a run.
 
     Raises:
-      ConfigError: there is no run in the folder.
+      ConfigError: there is no run in the folder, or its config.json is damaged.
     """
+    path = workdir / "config.json"
     try:
-        return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
-    except FileNotFoundError:
+        config = ConfigDict(_tuples(json.loads(path.read_text())))
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{workdir} holds no run (no config.json); "
             f"train one first: python -m train --workdir={workdir}"
         ) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{workdir}/config.json is not valid: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: {shown(str(error))}") from None
+    fault = _fault(config)
+    if fault:
+        raise ConfigError(f"{path} is damaged: {shown(fault)}")
+    return config
+
+
+def _fault(config) -> str | None:
+    """The first field that is not what every run has, in words.
+
+    Fields that came later than the run may be absent; they are off.
+    """
+    phases = config.get("phases")
+    if not isinstance(phases, tuple) or not phases:
+        return "phases is no list of names"
+    wanted = default.get_config()
+    pairs = [("", config, {k: v for k, v in wanted.items() if k != "phases"})]
+    for name in phases:
+        if not isinstance(name, str) or not isinstance(config.get(name), ConfigDict):
+            return f"phase {name!r} has no section"
+        is_guided = config[name].get("method") == "guided"
+        section = default.guided_phase() if is_guided else default.plain_phase()
+        pairs.append((f"{name}.", config[name], dict(section.items())))
+    for prefix, given, known in pairs:
+        for field, value in known.items():
+            if field in wanted.phases and not prefix:
+                continue  # a phase of the default's
+            if field not in given:
+                if field in LATER_FIELDS:
+                    continue
+                return f"{prefix}{field} is missing"
+            kinds = (int, float) if isinstance(value, int | float) else type(value)
+            if not isinstance(given[field], kinds) and value is not None:
+                return f"{prefix}{field} is {given[field]!r}"
+    return None
 
 
 def choose_phases(config, names) -> tuple:
@@ -69,11 +111,10 @@ def choose_phases(config, names) -> tuple:
     Raises:
       ConfigError: one of them is none of the run's.
     """
-    unknown = sorted(set(names) - set(config.phases))
+    unknown = sorted(map(str, set(names) - set(config.phases)))
     if unknown:
-        raise ConfigError(
-            f"the run has no phase {unknown[0]!r}; it has {', '.join(config.phases)}"
-        )
+        known = shown(", ".join(config.phases))
+        raise ConfigError(f"the run has no phase {unknown[0]!r}; it has {known}")
     return tuple(name for name in config.phases if name in names)
 
 

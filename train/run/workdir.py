@@ -22,8 +22,6 @@ from train.configuration import config_changes, without_new_phases
 from train.errors import ConfigError
 from train.files import write_json
 
-LOCK = ".lock"
-
 
 def check_workdir(workdir, config):
     """That the folder can be this run's, as far as reading tells; nothing is written.
@@ -44,26 +42,11 @@ def check_workdir(workdir, config):
         raise ConfigError(f"cannot write to workdir {workdir}: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to workdir {workdir}: Permission denied")
-    _check_free(workdir)
+    if (workdir / ".lock").exists():
+        with _locked(workdir):
+            pass
     if (workdir / "config.json").exists():
         _check_config_file(workdir / "config.json", json.loads(config.to_json()))
-
-
-def _check_free(workdir: Path):
-    """ConfigError while another process holds the lock; first, for it says most."""
-    if jax.process_count() > 1 or not (workdir / LOCK).exists():
-        return
-    with open(workdir / LOCK) as lock:
-        _take(lock, workdir)
-
-
-def _take(lock, workdir: Path):
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConfigError(
-            f"another run is writing to workdir {workdir}; choose another --workdir"
-        ) from None
 
 
 @contextlib.contextmanager
@@ -94,14 +77,31 @@ def claim(workdir: Path, config):
 def _claim(workdir: Path, config):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / LOCK, "a")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to workdir {workdir}: {error.strerror}"
+        ) from error
+    with _locked(workdir):
+        _record_config(workdir / "config.json", json.loads(config.to_json()))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path):
+    """Hold the folder's lock; ConfigError where another process does."""
+    try:
+        lock = open(workdir / ".lock", "a")
     except OSError as error:
         raise ConfigError(
             f"cannot write to workdir {workdir}: {error.strerror}"
         ) from error
     with lock:
-        _take(lock, workdir)
-        _record_config(workdir / "config.json", json.loads(config.to_json()))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another run is writing to workdir {workdir}; choose another --workdir"
+            ) from None
         yield
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import os
 import re
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from train.method.build import (
 )
 from train.method.guided import guidance_config
 from train.method.state import create_state, state_options, tap
+from train.method.teacher import teaches_by_bottleneck
 from train.tpu import hlo
 
 # Memory of a chip in GiB, from Google's documentation of Cloud TPU.
@@ -101,12 +101,11 @@ def compile_step(config, phase, devices, num_classes: int):
         out_specs=jax.P(),
         check_vma=False,
     )
-    with _as_on(devices):
-        lowered = jax.jit(sharded, donate_argnums=0).lower(
-            _placed(mesh, jax.P(), state),
-            _placed(mesh, jax.P(AXIS), batch),
-            *_placed(mesh, jax.P(), teachers),
-        )
+    lowered = jax.jit(sharded, donate_argnums=0).lower(
+        _placed(mesh, jax.P(), state),
+        _placed(mesh, jax.P(AXIS), batch),
+        *_placed(mesh, jax.P(), teachers),
+    )
     try:
         return lowered.compile()
     except Exception as error:  # noqa: BLE001  (whatever the compiler raises)
@@ -161,7 +160,7 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
     Returns:
       flops of one chip and its images; 0 without a bottleneck.
     """
-    if phase.method != "guided" or phase.teacher == "mask":
+    if phase.method != "guided" or not teaches_by_bottleneck(phase):
         return 0.0
     options = guidance_config(phase).bottleneck
     model = make_model(config, num_classes)
@@ -180,8 +179,9 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
 
     piece = num_images
     if not layer and hasattr(model, "pooled_linear") and not options.relu:
-        with _as_on(devices):
-            piece = bottleneck.piece_size(shapes_for(num_images)[0].shape)
+        (platform,) = {device.platform for device in devices}
+        shape = shapes_for(num_images)[0].shape
+        piece = bottleneck.piece_size(shape, platform=platform)
     pieces = num_images // piece
     features, variables = shapes_for(piece)
     given = (
@@ -208,8 +208,7 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
         everywhere = jax.shard_map(
             attribute, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False
         )
-        with _as_on(devices):
-            lowered = jax.jit(everywhere).lower(*_placed(mesh, jax.P(), given))
+        lowered = jax.jit(everywhere).lower(*_placed(mesh, jax.P(), given))
         return lowered.compile().cost_analysis().get("flops", 0.0)
 
     single = flops_of(1)
@@ -235,12 +234,6 @@ def bounds(row: dict, kind: str) -> dict:
         "memory": 1e3 * row["bytes_accessed"] / memory_bytes,
         "links": 1e3 * 2 * row["collective_bytes"] / link_bytes,
     }
-
-
-def _as_on(devices):
-    """What the library asks jax for, to choose its loops, as it is on these devices."""
-    (platform,) = {device.platform for device in devices}
-    return mock.patch("jax.default_backend", lambda: platform)
 
 
 def _placed(mesh, spec, tree):

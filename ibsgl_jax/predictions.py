@@ -1,0 +1,96 @@
+"""Measures of predictions: likelihood, accuracy, calibration.
+
+The rules of ``metrics`` hold. Imports jax, chex and this library only.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ibsgl_jax import map_measures
+
+
+class CalibrationBins(NamedTuple):
+    """Sums per confidence bin, each [num_bins]; add them over batches and devices."""
+
+    confidence: chex.Array
+    correct: chex.Array
+    count: chex.Array
+
+
+def probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
+    """The softmax probability of one class [N] per image, from logits [N, C]: [N]."""
+    return jnp.exp(-nll(logits, classes))
+
+
+def nll(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """The negative log-likelihood of the labels [N] under logits [N, C]: [N], nats."""
+    chex.assert_rank([logits, labels], [2, 1])
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
+
+
+def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """1 where the highest logit [N, C] is the label's [N], else 0: float32 [N].
+
+    Of equal logits the first counts; a row with a NaN is wrong.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
+    return right.astype(jnp.float32)
+
+
+def calibration_bins(
+    logits: chex.Array,
+    labels: chex.Array,
+    *,
+    mask: chex.Array | None = None,
+    num_bins: int = 15,
+) -> CalibrationBins:
+    """The sums behind ``calibration_error``, to be added over batches and devices.
+
+    Args:
+      logits: [N, C].
+      labels: int [N].
+      mask: [N], which examples count; None: all. A row with a NaN never counts.
+      num_bins: equal bins of the confidence (highest probability); a value on a
+        border belongs to the upper bin, 1 to the last.
+
+    Returns:
+      CalibrationBins.
+    """
+    chex.assert_rank([logits, labels], [2, 1])
+    confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=1)
+    counted = ~jnp.isnan(confidence)
+    if mask is not None:
+        counted &= mask > 0
+    confidence = jnp.where(counted, confidence, 0.0)
+    index = jnp.minimum((confidence * num_bins).astype(jnp.int32), num_bins - 1)
+    member = jax.nn.one_hot(index, num_bins) * counted[:, None]
+
+    def bin_sums(values):
+        return jnp.sum(values[:, None] * member, axis=0)
+
+    return CalibrationBins(
+        confidence=bin_sums(confidence),
+        correct=bin_sums(accuracy(logits, labels)),
+        count=jnp.sum(member, axis=0),
+    )
+
+
+def calibration_error(bins: CalibrationBins) -> chex.Array:
+    """The expected calibration error: mean over examples of |accuracy - confidence|
+    of their bin.
+
+    Args:
+      bins: the summed ``calibration_bins`` of the whole split.
+
+    Returns:
+      A scalar in [0, 1]; 0 without examples.
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    gap = jnp.sum(jnp.abs(bins.correct - bins.confidence))
+    return map_measures.ratio(gap, jnp.sum(bins.count))

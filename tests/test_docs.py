@@ -1,0 +1,318 @@
+"""README, docs and notebooks: what they show runs, what they link to is there."""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import json
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibsgl_jax import feature_stats
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "RESULTS.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "NOTES.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
+MAX_README_LINES = 200
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def snippets(page):
+    """The Python blocks of a page; those after a line ``<!-- slow -->`` are slow."""
+    blocks = re.finditer(
+        r"(<!-- slow -->\n)?```python\n(.*?)```", page.read_text(), flags=re.DOTALL
+    )
+    for index, block in enumerate(blocks):
+        marks = [pytest.mark.slow] if block[1] else []
+        yield pytest.param(block[2], id=f"{name(page)}-{index}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def own_loop(compile_cache):
+    """The README's loss for a network of one dense layer and a dense head."""
+    scope = {}
+    exec(next(snippets(PAGES[0])).values[0], scope)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "conv": jax.random.normal(keys[0], (3, 6)),
+        "head": jax.random.normal(keys[1], (6, 4)),
+    }
+    model = (
+        lambda p, x: jax.nn.relu(x @ p["conv"]),
+        lambda p, a: jnp.mean(a, axis=(1, 2)) @ p["head"],
+    )
+    batch = jax.random.normal(keys[3], (8, 5, 5, 3)), jnp.arange(8) % 4
+
+    @functools.partial(jax.jit, static_argnames="only_right")
+    def gradient_fn(step, only_right):
+        return jax.grad(scope["task_and_guidance"], has_aux=True)(
+            params,
+            feature_stats.init((5, 5, 6)),
+            keys[2],
+            step,
+            batch,
+            model,
+            only_right=only_right,
+        )
+
+    return gradient_fn
+
+
+# LLVM's slower passes would only take longer.
+@pytest.mark.usefixtures("compile_cache")
+class TestSnippets:
+    @pytest.mark.parametrize("source", [s for page in PAGES for s in snippets(page)])
+    def test_runs(self, source, request):
+        exec(compile(source, request.node.callspec.id, "exec"), {})
+
+    def test_own_loop_gives_finite_gradients(self, own_loop):
+        gradient, stats = own_loop(100, only_right=False)
+        assert all(jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient))
+        assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradient))
+        assert stats.count == 8
+
+    def test_own_loop_ramps_and_guides_right_predictions_only(self, own_loop):
+        plain, half, full = (own_loop(step, True)[0]["conv"] for step in (0, 50, 100))
+        everyone = own_loop(100, False)[0]["conv"]
+        np.testing.assert_allclose(half - plain, (full - plain) / 2, atol=1e-5)
+        assert jnp.linalg.norm(everyone - plain) > 1.1 * jnp.linalg.norm(full - plain)
+
+
+def github_anchor(heading):
+    """As GitHub names it; the site is configured to the same (mkdocs.yml)."""
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", heading).strip().lower()
+    return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+
+
+def without_code(text):
+    return re.sub(r"```.*?```|`[^`\n]*`|^ {4}.*?$", "", text, flags=re.DOTALL | re.M)
+
+
+class TestLinks:
+    @pytest.mark.parametrize("page", PAGES, ids=name)
+    def test_targets_are_there(self, page):
+        text = without_code(page.read_text())
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith(("https://", "http://")):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            assert file.is_file(), f"{name(page)} links to {target}"
+            assert file.is_relative_to(ROOT)
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.M)
+                assert anchor in map(github_anchor, headings), f"{name(page)}: {target}"
+
+    @pytest.mark.parametrize("page", PAGES, ids=name)
+    def test_files_that_are_named_are_there(self, page):
+        rooms = "ibsgl_jax|train|configs|benchmarks|tests|docs"
+        for file in re.findall(rf"`((?:{rooms})/[^`\s*]*)`", page.read_text()):
+            assert (ROOT / file).exists(), f"{name(page)}: {file}"
+
+    @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+    def test_notebooks_are_linked(self, notebook):
+        assert f"docs/{notebook.name}" in (ROOT / "README.md").read_text()
+
+    def test_every_page_is_on_the_site(self):
+        listed = (ROOT / "mkdocs.yml").read_text()
+        for page in (ROOT / "docs").rglob("*.md"):
+            assert f" {page.relative_to(ROOT / 'docs')}\n" in listed + "\n", page
+
+
+class TestReadme:
+    def test_is_short(self):
+        assert len(PAGES[0].read_text().splitlines()) <= MAX_README_LINES
+
+    def test_your_own_photos_are_the_first_link(self):
+        links = re.findall(r"\]\(([^)]+)\)", PAGES[0].read_text())
+        assert links[0] == "docs/photos.md"
+
+
+def commands():
+    """Every ``python -m ...`` and ``ibsgl ...`` of the pages, as lists of words."""
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", " ")
+        for found in re.findall(r"(?:python -m|ibsgl) [^`\"\n]*", text):
+            # A command in a line of prose ends where its quotes do.
+            yield name(page), shlex.split(found, comments=True)
+
+
+def split_command(words):
+    """(module, subcommand or None, the words after), or None for prose."""
+    if words[0] == "ibsgl":
+        if len(words) < 2 or words[1] not in ("explain", "models", "export"):
+            return None
+        return "ibsgl_jax", words[1], words[2:]
+    if not re.match(r"(train|benchmarks|ibsgl_jax)\b", words[2]):
+        return None
+    return words[2], None, words[3:]
+
+
+@functools.cache
+def help_of(module, subcommand):
+    """What the command's --help prints."""
+    if module in ("train", "train.compile", "train.prepare"):  # absl's flags
+        result = subprocess.run(
+            [sys.executable, "-m", module, "--helpfull"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        return result.stdout + result.stderr
+    printed = io.StringIO()
+    argv = sys.argv
+    try:
+        sys.argv = [module, *([subcommand] if subcommand else []), "--help"]
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            # runpy's: the module has been imported before.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            runpy.run_module(module, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+    finally:
+        sys.argv = argv
+    return printed.getvalue()
+
+
+def config_fields(words):
+    """The configuration that the words name, and the fields that they set."""
+    files = [w.partition("=")[2] for w in words if w.startswith("--config=")]
+    file = ROOT / (files[0] if files and files[0] != "..." else "configs/quickstart.py")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fields = [w.partition("=")[0] for w in words if w.startswith("--config.")]
+    return module.get_config(), [f.removeprefix("--config.") for f in fields]
+
+
+COMMANDS = sorted(
+    {
+        (page, *parts[:2], tuple(parts[2]))
+        for page, words in commands()
+        if (parts := split_command(words))
+    },
+    key=repr,
+)
+
+
+class TestCommands:
+    def test_are_found(self):
+        modules = {module for _, module, _, _ in COMMANDS}
+        assert {"train", "train.evaluate", "train.sweep", "ibsgl_jax"} <= modules
+        assert len(COMMANDS) > 40
+
+    @pytest.mark.parametrize(
+        "module, subcommand", sorted({c[1:3] for c in COMMANDS}, key=repr)
+    )
+    def test_flags_exist(self, module, subcommand):
+        used = {
+            (page, word.partition("=")[0])
+            for page, m, s, words in COMMANDS
+            if (m, s) == (module, subcommand)
+            for word in words
+            if re.match(r"--[a-z]", word) and not word.startswith("--config.")
+        }
+        text = help_of(module, subcommand) if used else ""
+        for page, flag in used:
+            known = rf"--(\[no\])?{flag[2:]}\b"
+            assert re.search(known, text), f"{page}: {module} has no {flag}"
+
+    def test_fields_and_files_exist(self):
+        for page, module, _, words in COMMANDS:
+            if module in ("train", "train.compile"):
+                config, fields = config_fields(words)
+                for field in fields:
+                    part = config
+                    for key in field.split("."):
+                        assert key in part, f"{page}: no field {field}"
+                        part = part[key]
+            for word in words:
+                for file in re.findall(r"configs/[\w/]+\.py", word):
+                    assert (ROOT / file).is_file(), f"{page}: {file}"
+
+
+class TestNotebooks:
+    @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+    def test_outputs_are_stripped(self, notebook):
+        for cell in json.loads(notebook.read_text())["cells"]:
+            assert not cell.get("outputs")
+            assert cell.get("execution_count") is None
+
+    def test_explain_a_folder(self, tmp_path):
+        shape = run_notebook("explain_a_folder.ipynb", "list(maps['ib'].shape)")
+        assert shape == [4, 224, 224]
+
+    def test_one_loss_in_your_loop(self):
+        results = run_notebook(
+            "one_loss_in_your_loop.ipynb",
+            "{k: [float(x) for x in v] for k, v in results.items()}",
+        )
+        accuracy = {phase: values[0] for phase, values in results.items()}
+        share = {phase: values[1] for phase, values in results.items()}
+        assert accuracy["plain"] > 0.6  # ten classes
+        assert accuracy["guided"] > accuracy["control"] - 0.03  # of 497 images
+        assert share["guided"] > share["control"] + 0.01
+        # The loss without its precautions, from random weights.
+        assert accuracy["scratch, unsafe"] < 0.2 < accuracy["scratch, plain"]
+
+    @pytest.fixture(autouse=True)
+    def no_warnings_of_jupyter(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+
+
+def run_notebook(file, expression):
+    """Runs a notebook in a kernel of this environment; the value of an expression."""
+    nbclient = pytest.importorskip("nbclient")
+    import nbformat
+
+    notebook = nbformat.read(ROOT / "docs" / file, as_version=4)
+    notebook.cells.append(
+        nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({expression}))")
+    )
+    nbclient.NotebookClient(
+        notebook,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT)}},
+    ).execute()
+    return json.loads(notebook.cells[-1].outputs[-1]["text"])
+
+
+class TestSite:
+    def test_builds_strictly(self, tmp_path):
+        pytest.importorskip("mkdocs")
+        result = subprocess.run(
+            [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", tmp_path],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert result.returncode == 0, result.stderr
+        for page in PAGES:
+            place = page.relative_to(ROOT).as_posix().removeprefix("docs/")
+            place = "index.md" if place == "README.md" else place
+            html = (tmp_path / place).with_suffix(".html").read_text()
+            for picture in re.findall(r'<img alt="[^"]*" src="([^"]*)"', html):
+                assert (tmp_path / place).parent.joinpath(picture).is_file()
+        assert "target_features" in (tmp_path / "api" / "guidance.html").read_text()
