@@ -17,7 +17,15 @@ from train.method.state import create_state, state_options
 from train.run import checkpoint
 
 # What the runs of earlier versions lack; absent is off.
-LATER_FIELDS = ("data", "fit", "class_weights", "teacher_method", "teacher_power")
+LATER_FIELDS = (
+    "data",
+    "fit",
+    "class_weights",
+    "teacher_method",
+    "teacher_power",
+    "trackers",
+    "layers",
+)
 
 
 class Run:
