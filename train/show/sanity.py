@@ -83,7 +83,7 @@ def sentence(name: str, found: dict, class_names) -> str:
             f"{found['recall'][worst]:.0%} are found."
         )
     if found["blank"] > MANY_BLANK:
-        return f"{found['blank']:.0%} of the maps of {name} are blank: nothing to see."
+        return f"{found['blank']:.0%} of the maps of {name} are blank: nothing is seen there."
     return ""
 
 
