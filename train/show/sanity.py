@@ -83,7 +83,8 @@ def sentence(name: str, found: dict, class_names) -> str:
             f"{found['recall'][worst]:.0%} are found."
         )
     if found["blank"] > MANY_BLANK:
-        return f"{found['blank']:.0%} of the maps of {name} are blank: nothing is seen there."
+        share = f"{found['blank']:.0%}"
+        return f"{share} of the maps of {name} are blank: nothing is seen there."
     return ""
 
 
