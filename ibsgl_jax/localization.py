@@ -90,7 +90,7 @@ def pointing_hit(
     else:
         flat = maps.reshape(maps.shape[0], -1)
         first = jnp.argmax(flat, axis=1, keepdims=True)
-        pointed = (jnp.arange(flat.shape[1]) == first).reshape(maps.shape)
+        pointed = (jnp.arange(flat.shape[1])[None] == first).reshape(maps.shape)
     varies = peak[:, 0, 0] > jnp.min(maps, axis=(1, 2))
     hit = varies & jnp.any(pointed & accepted, axis=(1, 2))
     return _pair(hit.astype(jnp.float32), defined)

@@ -182,7 +182,7 @@ def _mean_ranks(flat):
         ordered = jnp.sort(x)
         first = jnp.searchsorted(ordered, x, side="left")
         last = jnp.searchsorted(ordered, x, side="right") - 1
-        return (first + last) / (2.0 * max(x.shape[0] - 1, 1))
+        return (first + last).astype(jnp.float32) / (2.0 * max(x.shape[0] - 1, 1))
 
     return jax.vmap(row)(flat)
 
@@ -198,7 +198,7 @@ def positive(maps):
 
 def is_positive(mask):
     """Where a mask of bools or of numbers is set."""
-    return mask if mask.dtype == bool else mask > 0
+    return (mask.astype(jnp.int32) if mask.dtype == bool else mask) > 0
 
 
 def ratio(part, whole):
