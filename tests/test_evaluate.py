@@ -121,7 +121,7 @@ class TestMissingPieces:
             run.states["plain"].variables,
             without(source, "bbox", "mask"),
         )
-        summary = statistics.summarize(values)
+        summary = statistics.summarize(values, intervals=True)
         groups = {MEASURES[key].group for key in summary}
         assert groups == {"Prediction", "Faithfulness", "Two maps"}
         np.testing.assert_allclose(values["drop"], per_example["plain/drop"], **CLOSE)
@@ -174,7 +174,7 @@ class TestMissingPieces:
         for key in values:
             assert np.isnan(values[key][1]).all(), key
             np.testing.assert_array_equal(values[key][[0, 2]], whole[key][[0, 2]])
-        summary = statistics.summarize(values)
+        summary = statistics.summarize(values, intervals=True)
         assert summary["drop"]["n"] == 2 and summary["drop"]["undefined"] == 1
         assert np.isfinite(summary["drop"]["mean"])
 
@@ -183,15 +183,21 @@ class TestMissingPieces:
         broken = json.loads(json.dumps(results))
         broken |= {"has_boxes": False, "num_images": 1, "num_classes": 1}
         broken["methods"][0]["undefined_maps"] = 2
-        notes = " ".join(evaluate._notes(broken, [run]))
+        notes = " ".join(evaluate.notes_of(broken, [run], 1))
         for words in ("neither boxes", "one image", "one class", "2 of 5 maps of ib"):
             assert words in notes
-        assert evaluate._notes(results, [run]) == []
+        plain = evaluate.notes_of(results, [run], 11)
+        assert plain == [
+            "guided has no control: no plain phase with the same init, data and number "
+            "of epochs"
+        ]
 
 
 class TestSummaries:
     def test_mean_interval_and_count_by_hand(self):
-        summary = statistics.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
+        summary = statistics.summarize(
+            {"drop": np.array([0.0, 1.0, np.nan, 1.0])}, intervals=True
+        )
         assert summary["drop"]["n"] == 3
         assert summary["drop"]["undefined"] == 1
         np.testing.assert_allclose(summary["drop"]["mean"], 2 / 3)

@@ -9,8 +9,6 @@ LONG_FUNCTIONS = {
     "ibsgl_jax/attribution.py: attribute",
     "ibsgl_jax/cli.py: _explain",
     "ibsgl_jax/app/cli.py: _explain",
-    "train/evaluate.py: evaluate_run",
-    "train/measure/catalogue.py: _measures",
     "train/method/guided.py: guided_step",
     "train/method/guided.py: penalty_fn",
     "train/method/step.py: penalized_step",

@@ -9,7 +9,6 @@ calibration that remain after it are those that a user gets who does so (Guo et 
 import numpy as np
 
 from ibsgl_jax.models import make_head_fn
-from train import devices
 from train.measure import splits
 from train.method.step import normalize_images
 
@@ -25,8 +24,7 @@ def measure_split(config, model, variables, source, *, validation) -> dict:
 
 def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:
     """(logits float32 [N, C], labels int [N]) of a split, in its order."""
-    step = devices.compiled(_logits, config, model)
-    values = splits.map_split(config, source, lambda batch: step(variables, batch))
+    values = splits.collect(_logits, config, model, source, variables)
     return values["logits"], values["labels"]
 
 
