@@ -1,6 +1,6 @@
 """The report: what it says, that it needs nothing but itself, and that it works."""
 
-import ast
+import importlib
 import json
 import re
 import shlex
@@ -8,10 +8,12 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import quickstart
 from ibsgl_jax import attribution
-from train.configuration import reproducing_command
+from train.configuration import as_module, reproducing_command
 from train.measure.catalogue import MEASURES
 from train.show import charts, figures, report, tables
 
@@ -21,6 +23,12 @@ def page(evaluated):
     """The path of the report of the tiny run."""
     run, source, results, per_example = evaluated
     return report.write_report(run, source, results, per_example)
+
+
+def page_data(page):
+    """What the page's script shows."""
+    text = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
+    return json.loads(text)
 
 
 class TestMarkdown:
@@ -78,7 +86,7 @@ class TestPage:
             assert (page.parent / name).stat().st_size > 10_000
 
     def test_notes_are_escaped(self, evaluated, page, monkeypatch):
-        monkeypatch.setattr(report, "_draw_figures", lambda *_: "")
+        monkeypatch.setattr(report, "_draw_figures", lambda *_: [])
         monkeypatch.setattr(report, "gallery", lambda *_: [])
         run, source, results, per_example = evaluated
         renamed = json.loads(json.dumps(results))
@@ -93,8 +101,7 @@ class TestPage:
 
     def test_gallery_says_what_was_measured(self, evaluated, page):
         _, source, _, per_example = evaluated
-        data = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
-        entries = json.loads(data.replace("<\\/", "</"))
+        entries = page_data(page)["entries"]
         assert {entry["index"] for entry in entries} == set(range(len(source)))
         for entry in entries:
             i = entry["index"]
@@ -111,22 +118,54 @@ class TestPage:
 
 class TestCharts:
     def test_ticks_are_round_and_cover(self):
-        assert charts._ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert charts._ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert charts._ticks(2.0, 2600.0)[-1] == 3000.0
+        assert charts.ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert charts.ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert charts.ticks(2.0, 2600.0)[-1] == 3000.0
 
     def test_gaps_and_single_points_are_drawn(self):
-        svg = charts._chart(
-            "t",
-            "x",
-            [(0, "a", True, [(0, 1.0), (1, None), (2, float("nan")), (3, 2.0)])],
-        )
-        assert svg.count("<circle") == 2 and "nan" not in svg
-        assert "<svg" in charts._chart("t", "x", [(0, "a", False, [(5, 1.0)])])
+        points = [(0, 1.0), (1, None), (2, float("nan")), (3, 2.0)]
+        chart = charts.chart("t", "x", [(0, "a", True, points)])
+        (line,) = chart["lines"]
+        assert len(line["dots"]) == 2 and "nan" not in line["path"]
+        # From the lower left to the upper right corner of the axes.
+        assert line["dots"] == [(46, 166), (310, 12)]
+        (line,) = charts.chart("t", "x", [(0, "a", False, [(5, 1.0)])])["lines"]
+        assert line["path"].startswith("M310 ") and not line["dots"]
 
     def test_later_phases_start_where_theirs_began(self, evaluated):
         # plain ends at step 8, guided's last is 8 + 8: a tick at 15 must be there.
-        assert re.search(r">15</text>", charts.training_charts(evaluated[0]))
+        first = charts.training_charts(evaluated[0])["charts"][0]
+        assert "15" in [text for _, text in first["columns"]]
+
+
+def parsed(command):
+    """The configuration and the folder that the command's words stand for."""
+    words = shlex.split(command.splitlines()[0] if "\\" not in command else command)
+    words = words[words.index("train") + 1 :]
+    words = words[: words.index("python")] if "python" in words else words
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", flag_values=values, lock_config=True, sys_argv=["train", *words]
+    )
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    rest = values(["train", *words])
+    assert rest == ["train"]
+    return values.config, values.workdir
+
+
+def config_of(name):
+    return importlib.import_module("configs." + name).get_config()
+
+
+def changed_config(name, **changes):
+    config = config_of(name)
+    for field, value in changes.items():
+        target = config
+        *path, last = field.split("__")
+        for part in path:
+            target = target[part]
+        target[last] = value
+    return config
 
 
 class TestCommand:
@@ -134,19 +173,48 @@ class TestCommand:
         command = reproducing_command(quickstart.get_config(), "runs/quickstart")
         assert command.splitlines() == [
             "python -m train --config=configs/quickstart.py --workdir=runs/quickstart",
-            "python -m train.evaluate --workdir runs/quickstart",
+            "python -m train.evaluate --workdir=runs/quickstart",
         ]
 
-    def test_changed_fields_are_given(self):
+    @pytest.mark.parametrize(
+        "config",
+        [
+            *map(config_of, ("cub_resnet50", "textures", "baselines.icasc", "smoke")),
+            changed_config(
+                "quickstart",
+                guided__mu=4.5,
+                phases=("plain", "guided"),
+                seed=7,
+                test_split="validation",
+                guided__guidance__gate="all of them; $HOME 'x'",
+                guided__only_right=False,
+                image_mean=(0.1, 0.2, 0.3),
+            ),
+            changed_config("poster", optimizer__weight_decay=1e-5, model="vgg16"),
+        ],
+        ids=range(6),
+    )
+    @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+    def test_parsed_back_it_is_the_same_configuration(self, config):
+        folder = "runs/it's a $(run)"
+        found, workdir = parsed(reproducing_command(config, folder))
+        assert json.loads(found.to_json()) == json.loads(config.to_json())
+        assert workdir == folder
+
+    def test_fields_of_no_file_make_a_file_of_their_own(self, tmp_path):
         config = quickstart.get_config()
-        config.guided.mu = 4.5
-        config.phases = ("plain", "guided")
-        command = reproducing_command(config, "runs/x")
-        words = shlex.split(command)
-        changed = dict(re.findall(r"--config\.(\S+?)=(.+)", "\n".join(words)))
-        assert changed.keys() == {"guided.mu", "phases"}
-        assert changed["guided.mu"] == "4.5"
-        assert ast.literal_eval(changed["phases"]) == ("plain", "guided")
+        with config.unlocked():
+            config.guided.novelty = (1, (2.0, "x"))
+        first, command, *rest = reproducing_command(config, tmp_path).splitlines()[1:]
+        assert (
+            first == f"python -m train.configuration {tmp_path}/config.json > config.py"
+        )
+        assert command == f"python -m train --config=config.py --workdir={tmp_path}"
+        module = {}
+        exec(as_module(json.loads(config.to_json())), module)
+        made = module["get_config"]()
+        assert made.guided.novelty == (1, (2.0, "x"))
+        assert json.loads(made.to_json()) == json.loads(config.to_json())
 
 
 class TestOverlay:
@@ -176,7 +244,6 @@ class TestOverlay:
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")
 class TestBrowser:
     @pytest.fixture
@@ -185,7 +252,8 @@ class TestBrowser:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         for flag in (
-            "--headless",
+            "--headless=new",
+            "--disable-dev-shm-usage",
             "--no-sandbox",
             "--disable-gpu",
             "--disable-quic",

@@ -17,25 +17,34 @@ import jax
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from ibsgl_jax import feature_stats
 from train import command, devices
 from train.arguments import Parser, at_least, some
 from train.errors import ConfigError, disk_errors
 from train.files import write_json, write_text
 from train.measure import controls, plan, splits, statistics
 from train.measure.catalogue import MEASURES
+from train.measure.classes import class_rows, majority
 from train.measure.methods import SANITY_LIMIT, evaluate_methods, random_network
 from train.measure.parts import Parts, checksum, write_arrays
 from train.measure.phases import Network, part_values
 from train.measure.plan import Options
 from train.run import saved_run
 from train.show import report, tables
+from train.show.names import class_names
 
 CURVES = ("fractions", "deletion_curve", "insertion_curve")
 
 
 class Bar(tqdm):
-    """Progress in passes of an image; what was there already is not time's measure."""
+    """Progress and time left; what was there already is not time's measure."""
+
+    def __init__(self, total: int, *, progress: bool):
+        super().__init__(
+            total=total,
+            disable=not progress,
+            bar_format="evaluate {percentage:3.0f}% |{bar:30}| {elapsed}, about "
+            "{remaining} left{postfix}",
+        )
 
     def advance(self, passes: int, *, new: bool = True):
         if not new:
@@ -70,9 +79,7 @@ def evaluate_run(
     sizes = plan.Sizes(len(source), len(networks), len(models) - 1)
     per_example, summaries, curves = {}, {}, {}
     total = plan.total_passes(options, sizes, run.config.batch_size)
-    with Bar(
-        total=total, desc="evaluate", disable=not progress, unit="pass", unit_scale=True
-    ) as bar:
+    with Bar(total, progress=progress) as bar:
         for phase, network in networks.items():
             bar.set_postfix_str(phase)
             values = _phase_values(phase, network, sources, options, kept, bar)
@@ -93,6 +100,8 @@ def evaluate_run(
             kept=kept,
             bar=bar,
         )
+    names = class_names(run.data)
+    common, share = majority(per_example[f"{before}/label"])
     results = {
         "run": run.name,
         "split": options.split or run.config.test_split,
@@ -100,20 +109,25 @@ def evaluate_run(
         **plan.numbers_of(sources, options),
         "has_boxes": "bbox" in source[0] or "mask" in source[0],
         "num_classes": run.data.num_classes,
+        "class_names": names,
         "before": before,
         "after": after,
         "interval": "percentile bootstrap over examples, 1000 resamples, 95 %",
         "phases": summaries,
         "differences": controls.differences(run, per_example),
         "curves": curves,
+        "classes": class_rows(per_example, list(run.states), run.data.num_classes),
         "methods": methods,
         "sanity": sanity,
         "sanity_limit": SANITY_LIMIT,
+        "majority": {"name": names[common], "share": share},
         "measures": {key: m._asdict() for key, m in MEASURES.items()},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "seconds": time.perf_counter() - start,
     }
     results["notes"] = notes_of(results, [run, *compare], len(source))
+    if options.num_images is not None:
+        per_example["places"] = plan.places_of(len(source), options.num_images)
     return results, per_example | maps_values
 
 
@@ -159,14 +173,13 @@ def make_moments_of(run, models, options):
 
     @functools.cache
     def moments_of(name):
-        stats = splits.data_set_stats(
+        return splits.data_set_moments(
             run.config,
             run.model,
             models[name],
             run.data.train,
             num_examples=options.num_statistics,
         )
-        return feature_stats.moments(stats)
 
     return moments_of
 
@@ -198,6 +211,15 @@ def notes_of(results, runs, num_split: int) -> list[str]:
             f"the temperature is fitted on split {split} itself: its scaled measures "
             "are a little too good here"
         )
+    for phase, row in results["phases"].items():
+        share = results["majority"]["share"]
+        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share:
+            notes.append(
+                f"{phase} is right on {row['accuracy']['mean']:.1%} of the images, and "
+                f"naming {results['majority']['name']!r} for each would be on "
+                f"{share:.1%}: a classifier so weak has no reasons, and its maps mean "
+                "nothing"
+            )
     notes += [
         f"{phase} has no control: no plain phase with the same init, data and number "
         "of epochs"

@@ -38,7 +38,10 @@ _HALF = (
     "image with the 50 % most salient pixels kept, unscaled, the others at the mean "
     "colour (Score-CAM's variant)"
 )
-_SCALED = "after dividing the logits by one temperature, fitted on validation"
+_SCALED = (
+    "after dividing the logits by one temperature, fitted on validation (in a table of "
+    "validation: on the very images)"
+)
 _RIVAL = "the true object's box; low where the maps separate."
 _DELETED = (
     "RISE: area under the label's probability while the most salient pixels are "

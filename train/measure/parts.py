@@ -55,7 +55,7 @@ class Parts:
             return make()
         path = self._folder / (urllib.parse.quote(name, safe="") + ".npz")
         try:
-            with np.load(path) as arrays:
+            with open(path, "rb") as file, np.load(file) as arrays:
                 return {key: arrays[key] for key in arrays.files}
         except (OSError, ValueError, zipfile.BadZipFile):
             values = make()

@@ -191,6 +191,8 @@ def numbers_of(sources: dict, options: Options) -> dict:
         "num_sensitivity": len(sources["sensitivity"]),
         "num_method_images": len(sources["methods"]),
         "num_sanity": len(sources["sanity"]),
+        "num_statistics": options.num_statistics,
+        "pictures": options.pictures,
         "reduced": len(options.methods) < len(attribution.METHODS),
     }
 

@@ -93,9 +93,10 @@ def placed_batches(config, source):
         yield {**batch, "place": place}
 
 
-def data_set_moments(config, model, variables, source):
+def data_set_moments(config, model, variables, source, **options):
     """``feature_stats.moments`` of ``data_set_stats``."""
-    return feature_stats.moments(data_set_stats(config, model, variables, source))
+    stats = data_set_stats(config, model, variables, source, **options)
+    return feature_stats.moments(stats)
 
 
 def data_set_stats(config, model, variables, source, *, num_examples=1024):

@@ -17,9 +17,17 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 
 def measure_split(config, model, variables, source, *, validation) -> dict:
-    """``scaled_values`` of a split, at the temperature that fits validation."""
+    """``scaled_values`` of a split, at the temperature that fits validation.
+
+    A table of validation is so judged on what it was fitted on: one number from all of
+    its images, which is a little too good.
+
+    Returns:
+      dict of arrays [N]; also "label".
+    """
     fitted = fit(*split_logits(config, model, variables, validation))
-    return scaled_values(*split_logits(config, model, variables, source), fitted)
+    logits, labels = split_logits(config, model, variables, source)
+    return {"label": labels, **scaled_values(logits, labels, fitted)}
 
 
 def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ def load_config(workdir: Path):
 
     try:
         return ConfigDict(_tuples(json.loads((workdir / "config.json").read_text())))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{workdir} holds no run (no config.json); "
             f"train one first: python -m train --workdir={workdir}"

@@ -63,6 +63,7 @@ def evaluation_markdown(results: dict) -> str:
         f"{results['sanity_limit']} on: its maps do not follow the weights.",
         _sanity_markdown(results),
     ]
+    blocks += ["## Classes", _class_markdown(results)]
     if results["notes"]:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
     shown = [k for k in MEASURES if any(k in r for r in results["phases"].values())]
@@ -96,6 +97,20 @@ def _method_markdown(results):
         cells = (with_interval(key, row["measures"].get(key)) for key in columns)
         rows.append((name, row["model"], *cells, f"{row['ms_per_image']:.2f}"))
     return markdown(("method", "model", *titles, "ms"), rows)
+
+
+def _class_markdown(results):
+    """A row per class, the accuracy of each phase of the run."""
+    phases = list(results["classes"][0]["accuracy"])
+    rows = [
+        (
+            results["class_names"][row["class"]],
+            str(row["n"]),
+            *(format_value("accuracy", row["accuracy"][p]) for p in phases),
+        )
+        for row in results["classes"]
+    ]
+    return markdown(("class", "n", *phases), rows)
 
 
 def _sanity_markdown(results):
