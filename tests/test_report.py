@@ -15,7 +15,7 @@ from configs import quickstart
 from ibsgl_jax import attribution
 from train.configuration import as_module, reproducing_command
 from train.measure.catalogue import MEASURES
-from train.show import charts, figures, report, tables
+from train.show import charts, figures, gallery, report, tables
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,45 @@ def page(evaluated):
     """The path of the report of the tiny run."""
     run, source, results, per_example = evaluated
     return report.write_report(run, source, results, per_example)
+
+
+CONTEXT = dict(
+    results=dict(
+        run="<b>x",
+        num_images=3,
+        split="test",
+        seconds=3.2,
+        device="cpu",
+        notes=["<b>x"],
+        before="plain",
+        after="guided",
+        num_method_images=2,
+        phases={"plain": {}},
+    ),
+    dataset="d",
+    model="m",
+    names=["</script><b>x", "b"],
+    headline=[(MEASURES["nll"], "0.1", "0.2", None)],
+    phases=[("Prediction", [(MEASURES["nll"], 3, [{"value": "", "text": "–"}])])],
+    methods={"columns": [], "rows": []},
+    sanity=[],
+    classes={
+        "boxes": False,
+        "left_out": 2,
+        "rows": [{"name": "<b>x", "n": 3, "values": [(None, "–")], "taken_for": ""}],
+    },
+    confusions=[
+        {"phase": "plain", "rows": [("<b>x", [(3, 1.0)])], "pairs": []},
+        {"phase": "guided", "rows": [], "pairs": [("<b>x", "b", 1)]},
+    ],
+    figures=[],
+    training={"legend": [], "charts": []},
+    perturbation={"legend": [], "charts": []},
+    gallery=[],
+    definitions=[],
+    command="<b>x",
+    config="{}",
+)
 
 
 def page_data(page):
@@ -81,7 +120,7 @@ class TestPage:
         text = page.read_text()
         assert text.count("<figure><h3>") == 3
         assert 'aria-label="loss"' in text and 'aria-label="accuracy"' in text
-        assert "python -m train --config=configs/" in text
+        assert "python -m train --config=" in text
         for name in ("before_after.png", "suppression.png", "deletion.png"):
             assert (page.parent / name).stat().st_size > 10_000
 
@@ -116,6 +155,36 @@ class TestPage:
             )
 
 
+class TestGallery:
+    def test_takes_the_worst_the_first_and_what_changed(self, monkeypatch):
+        monkeypatch.setattr(gallery, "GALLERY", dict.fromkeys(gallery.GALLERY, 1))
+        chosen = gallery.choose(
+            [np.array([1.0, 0, 1, 1, 0]), np.array([1.0, 1, 0, 1, 0])],
+            [np.array([0.0, 1, 2, 3, 4]), np.array([0.0, 0, 1, 3, 5])],
+            [None, np.array([0.9, 0.8, 0.2, 0.7, 0.1])],
+            [None, None],
+        )
+        assert chosen == [4, 0, 1, 2]
+        assert gallery.choose(
+            *[[np.ones(2)] * 2] * 3, [np.zeros(2), np.array([0.1, -0.5])]
+        ) == [0, 1]
+
+    def test_a_negligible_map_is_no_colour(self):
+        axis = figures._grid(1, 1)[1][0, 0]
+        heat = np.eye(4)
+        for strength, expected in ((1.0, 1.0), (50.0, 1.0), (1e-3, 1e-3)):
+            figures._show_heat(axis, 1e-6 * heat, 1e-6 * heat, strength=strength)
+            np.testing.assert_allclose(axis.images[-1].get_array().max(), expected)
+
+
+class TestTemplate:
+    def test_names_are_text(self, tmp_path):
+        text = report.render(**CONTEXT)
+        assert "<b>x" not in text and "&lt;b&gt;x" in text
+        data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+        assert json.loads(data)["names"] == ["</script><b>x", "b"]
+
+
 class TestCharts:
     def test_ticks_are_round_and_cover(self):
         assert charts.ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -140,7 +209,8 @@ class TestCharts:
 
 def parsed(command):
     """The configuration and the folder that the command's words stand for."""
-    words = shlex.split(command.splitlines()[0] if "\\" not in command else command)
+    # A shell joins lines at a backslash; shlex does not.
+    words = shlex.split(command.replace("\\\n", ""))
     words = words[words.index("train") + 1 :]
     words = words[: words.index("python")] if "python" in words else words
     values = flags.FlagValues()
@@ -273,12 +343,12 @@ class TestBrowser:
         assert messages == []
 
     def test_a_heading_sorts_its_column_both_ways(self, browser):
-        heads = browser.find_elements("css selector", "table.sortable thead button")
+        heads = browser.find_elements("css selector", "#methods thead button")
         column = 2  # AD
 
         def values():
             cells = browser.find_elements(
-                "css selector", f"table.sortable tbody td:nth-child({column + 1})"
+                "css selector", f"#methods tbody td:nth-child({column + 1})"
             )
             return [float(cell.get_attribute("data-value")) for cell in cells]
 
@@ -300,6 +370,8 @@ class TestBrowser:
             return browser.find_elements("css selector", ".card")
 
         assert len(cards()) == 11
+        worst = int(per_example["guided/probability"].argmin())
+        assert f"#{worst}" in cards()[0].text
         choose = (
             "arguments[0].value = arguments[1];"
             "arguments[0].dispatchEvent(new Event('change'))"
@@ -311,6 +383,15 @@ class TestBrowser:
         element = browser.find_element("id", "filter")
         browser.execute_script(choose, element, "fixed")
         assert len(cards()) == fixed.sum()
+        browser.execute_script(choose, element, "changed")
+        answers = [per_example[f"{p}/predicted"] for p in ("plain", "guided")]
+        assert len(cards()) == (answers[0] != answers[1]).sum()
+        browser.execute_script(choose, element, "all")
+        labels = per_example["guided/label"]
+        element = browser.find_element("id", "class")
+        browser.execute_script(choose, element, str(int(labels[0])))
+        assert len(cards()) == (labels == labels[0]).sum()
+        assert all(f"class {int(labels[0])}" in card.text for card in cards())
 
     def test_the_slider_moves_the_line(self, browser):
         browser.execute_script(
