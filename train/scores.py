@@ -75,23 +75,12 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
     with bar:
         for phase, part, method in tasks:
             bar.set_postfix_str(f"{phase} {method or ''}")
-            network = Network(
-                run.config, run.model, run.states[phase].variables, run.data
+            values = _values(
+                run,
+                *(phase, part, method),
+                parts[part],
+                progress=lambda part=part: bar.update(scores_file.COSTS[part]),
             )
-
-            def progress(part=part):
-                bar.update(scores_file.COSTS[part])
-
-            if method:
-                values = method_values(
-                    network,
-                    method,
-                    parts[part],
-                    splits.data_set_moments(*network[:3], run.data.train),
-                    progress=progress,
-                )
-            else:
-                values = part_values(network, part, parts[part], progress=progress)
             entry = {
                 "limit": limits[part],
                 "num_images": len(parts[part]),
@@ -108,6 +97,15 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
             if jax.process_index() == 0:
                 write_json(scores_file.path(workdir, split), record)
     return record, notes
+
+
+def _values(run, phase, part, method, source, *, progress):
+    """Per-example arrays of one part of a phase's scores."""
+    network = Network(run.config, run.model, run.states[phase].variables, run.data)
+    if not method:
+        return part_values(network, part, source, progress=progress)
+    moments = splits.data_set_moments(*network[:3], run.data.train)
+    return method_values(network, method, source, moments, progress=progress)
 
 
 def means_of(values):
