@@ -47,7 +47,7 @@ class Bar(tqdm):
         )
 
     def advance(self, passes: int, *, new: bool = True):
-        if not new:
+        if not new and not self.disable:
             self.initial += passes
         self.update(passes)
 
