@@ -18,7 +18,7 @@ PACKAGES = ("ibsgl_jax", "train", "configs", "benchmarks")
 FLOORS = (
     ("errors",),
     ("files",),
-    ("configuration", "command"),
+    ("configuration", "command", "arguments"),
     ("devices",),
     ("data",),
     ("method",),

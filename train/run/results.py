@@ -24,11 +24,9 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
     results = {}
     for name, state in states.items():
         values = splits.measure_split(config, model, state.variables, data.test)
-        results[name] = {
-            k: statistics.finite_mean(v)
-            for k, v in values.items()
-            if v.ndim == 1 and k != "predicted"
-        }
+        keys = [k for k, v in values.items() if v.ndim == 1 and k != "predicted"]
+        summary = statistics.summarize(values, keys=keys)
+        results[name] = {key: entry["mean"] for key, entry in summary.items()}
     if jax.process_index() == 0:
         workdir = Path(workdir)
         record = {"split": config.test_split, "num_images": len(data.test)}
