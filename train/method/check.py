@@ -5,6 +5,7 @@ import optax
 
 from ibsgl_jax import models
 from train.data import transforms
+from train.data.faults import shown
 from train.errors import ConfigError
 from train.method.build import METHODS, make_model, make_penalty
 from train.method.guided import ROUTES, guidance_config
@@ -112,7 +113,7 @@ def _check_phase(config, name, done):
         try:
             guidance_config(phase)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError(f"{name}: {shown(error)}") from error
         _check_layer(config, phase, name)
     else:
         try:
@@ -140,6 +141,8 @@ def _check_layer(config, phase, name):
 
 def _field(config, path):
     for name in path.split("."):
+        if name not in config:
+            raise ConfigError(f"the config has no field {path}")
         config = config[name]
     return config
 
@@ -154,6 +157,8 @@ def _check_choice(config, field, choices, prefix=""):
 def _check_ranges(config, ranges, prefix=""):
     for field, low, may_be_low, high in ranges:
         value = _field(config, field)
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{field}={value!r}: must be a number")
         if (value > low or (may_be_low and value == low)) and (
             high is None or value < high
         ):
