@@ -102,7 +102,8 @@ def _check_sizes(config, prefix=""):
 def _check_images(config):
     for name, low in (("image_mean", -math.inf), ("image_std", 0)):
         values = config[name]
-        if len(values) != 3 or not all(low < v < LARGEST for v in values):
+        are_numbers = all(isinstance(v, int | float) for v in values)
+        if len(values) != 3 or not are_numbers or not all(low < v for v in values):
             rule = "positive numbers" if low == 0 else "numbers"
             raise ConfigError(f"{name}={tuple(values)}: must be three {rule}")
     if not str(config.data_dir).strip() or "\0" in str(config.data_dir):
