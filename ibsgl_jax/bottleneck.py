@@ -370,8 +370,8 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
     def total_loss(alpha, noise):
         rest = noise_share(alpha, blur)
         signal = _cells_last((1.0 - rest) * features + rest * moments.mean)
-        mixed = signal + _cells_last(rest * std) * noise
-        mixed = jnp.where(_cells_last(moments.active), mixed, 0.0)
+        mixed = signal[None] + _cells_last(rest * std)[None] * noise
+        mixed = jnp.where(_cells_last(moments.active)[None], mixed, 0.0)
         if config.relu:
             mixed = jax.nn.relu(mixed)
         logits = head_fn(mixed.reshape(-1, height, width, num_channels))
@@ -432,8 +432,9 @@ def _pooled_value_and_grad(
         spread = jnp.sqrt(sum_cells(jnp.square(rest) * variance)) / cells
 
         def loss_of(spatial_mean, spread):
-            pooled = spatial_mean + spread * noise
-            logits = jnp.matmul(pooled, kernel, precision="highest") + bias
+            pooled = spatial_mean[None] + spread[None] * noise
+            logits = jnp.matmul(pooled, kernel, precision="highest")
+            logits += bias[None, None]
             return jnp.mean(_cross_entropy(logits, labels), axis=0)
 
         cross_entropy, vjp_fn = jax.vjp(loss_of, spatial_mean, spread)
@@ -442,8 +443,8 @@ def _pooled_value_and_grad(
         noisy = spread > 0
         by_spread = jnp.where(noisy, by_spread / jnp.where(noisy, spread, 1.0), 0.0)
         by_lam = (
-            by_mean / cells * offset
-            - by_spread / cells**2 * rest * variance
+            (by_mean / cells)[None, None] * offset
+            - (by_spread / cells**2)[None, None] * rest * variance
             + jnp.where(active, 1.0 / rest + lam * r_squared - rest, 0.0)
             * (config.beta / (cells * num_channels))
         )

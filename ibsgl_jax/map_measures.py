@@ -196,6 +196,11 @@ def positive(maps):
     return jnp.maximum(maps.astype(jnp.float32), 0.0)
 
 
+def is_positive(mask):
+    """Where a mask of bools or of numbers is set."""
+    return mask if mask.dtype == bool else mask > 0
+
+
 def ratio(part, whole):
     """part / whole, 0 where the whole is 0 (NaN passes)."""
     empty = whole == 0
