@@ -51,9 +51,12 @@ OPTIONAL = {
     "flatbuffers",
     "flax",
     "grain",
+    "imagehash",
     "jinja2",
     "matplotlib",
+    "mlflow",
     "orbax",
+    "pandas",
     "safetensors",
     "scipy",
     "skimage",
@@ -61,6 +64,8 @@ OPTIONAL = {
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
+    "tqdm",
+    "wandb",
 }
 MOST_LINES = {"function": 80, "file": 450}
 

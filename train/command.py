@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -75,6 +76,18 @@ def define_config(default: str):
     )
 
 
+def _find_config(argument: str) -> str:
+    """--config=FILE with a file of the trainer's own where there is no such file."""
+    name, is_given, value = argument.partition("=")
+    if not is_given or name.lstrip("-") != "config":
+        return argument
+    file, colon, rest = value.partition(":")
+    own = Path(__file__).resolve().parents[1] / file
+    if Path(file).exists() or not own.is_file():
+        return argument
+    return f"{name}={own}{colon}{rest}"
+
+
 def make_parser(default: str | None = None):
     """For absl's ``app.run``: a flag that cannot be is one line, exit status 2.
 
@@ -86,6 +99,7 @@ def make_parser(default: str | None = None):
         given = any(a.lstrip("-").split("=")[0] == "config" for a in argv)
         if default and not given:
             argv = [argv[0], f"--config={default}", *argv[1:]]
+        argv = [argv[0], *map(_find_config, argv[1:])]
         try:
             rest = flags.FLAGS(argv)
             if default:

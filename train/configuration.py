@@ -11,7 +11,14 @@ import sys
 from train.files import flatten
 
 # Fields that may differ when a run is continued: they change no number.
-FREE_FIELDS = ("data_dir", "num_threads", "num_workers", "progress", "tensorboard")
+FREE_FIELDS = (
+    "data_dir",
+    "num_threads",
+    "num_workers",
+    "progress",
+    "tensorboard",
+    "trackers",
+)
 
 
 def config_changes(before: dict, now: dict) -> list[str]:

@@ -8,9 +8,16 @@ from ml_collections import ConfigDict
 
 from ibsgl_jax import models
 from train.data import transforms
+from train.data.decoded import FITS
 from train.data.faults import shown
 from train.errors import ConfigError
-from train.method.build import METHODS, make_model, make_penalty
+from train.method.build import (
+    LAYERS,
+    METHODS,
+    candidates,
+    make_model,
+    make_penalty,
+)
 from train.method.guided import ROUTES, guidance_config
 from train.method.state import create_state, state_options
 from train.method.teacher import METHODS as TEACHER_METHODS
@@ -27,6 +34,7 @@ _RANGES = (
     ("image_size", 1, True, 2**16),
     ("batch_size", 1, True, None),
     ("accumulate_steps", 1, True, None),
+    ("class_weights", 0, True, None),
     ("label_smoothing", 0, True, 1),
     ("mixup", 0, True, None),
     ("ema_decay", 0, True, 1),
@@ -75,6 +83,7 @@ def check_config(config):
     for field, choices in (
         ("model", models.MODELS),
         ("dtype", DTYPES),
+        ("fit", FITS),
         ("augment", transforms.AUGMENTATIONS),
         ("eval_transform", transforms.EVAL_TRANSFORMS),
         ("optimizer.name", OPTIMIZERS),
@@ -113,10 +122,20 @@ def _check_images(config):
 def _check_phase(config, name, done):
     phase = config[name]
     _check_choice(phase, "method", METHODS, name)
-    if phase.init not in (*INITS, *done):
+    if phase.init not in (*INITS, "best", *done):
         raise ConfigError(
-            f"{name}.init={phase.init!r}: 'random', 'pretrained', or an earlier phase "
-            f"of {done}"
+            f"{name}.init={phase.init!r}: 'random', 'pretrained', 'best', or an "
+            f"earlier phase of {done}"
+        )
+    if phase.init == "best" and not candidates(config, name):
+        raise ConfigError(
+            f"{name}.init='best': no earlier phase is plain and starts from another"
+        )
+    _check_choice(phase, "layers", LAYERS, name)
+    if phase.layers == "head" and phase.method != "plain":
+        raise ConfigError(
+            f"{name}.layers='head': guidance moves the features; choose 'all', or "
+            "method='plain'"
         )
     _check_ranges(phase, _PHASE_RANGES, name)
     if phase.warmup_epochs >= phase.num_epochs:

@@ -38,7 +38,7 @@ def training_charts(run) -> dict:
 
     def start(phase):
         init = run.config[phase].init
-        return start(init) + last.get(init, 0) if init in run.config.phases else 0
+        return start(init) + last.get(init, 0) if init in last else 0
 
     def points(phase, split, key):
         return [
