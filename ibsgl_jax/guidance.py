@@ -164,8 +164,7 @@ def guide(
       teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
         true mask.
       num_examples: of the batch over which ``step="plain"`` takes the mean; N if None.
-        Where the N given are one device's or one part's share of a batch, give the
-        size of the whole one: A' then does not depend on how it is shared out.
+        For one device's share of a batch give the size of the whole one.
 
     Returns:
       A ``Guidance``.

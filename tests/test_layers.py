@@ -4,7 +4,6 @@ import pytest
 
 from tests import layers
 
-
 RULES = {
     layers.arrows_upward: set(),
     layers.circles: set(),
