@@ -143,6 +143,25 @@ def leaves(config, prefix=""):
     return found
 
 
+class TestConfigFiles:
+    @pytest.mark.parametrize(
+        "text, expected",
+        [
+            ("def get_config(:", "line 1"),
+            ("x = 1", "no get_config"),
+            ("def get_config():\n    return nope", "line 2: NameError"),
+            ("def get_config():\n    raise ValueError('a\\nb')", "b"),
+            ("import nope", "No module named 'nope'"),
+        ],
+    )
+    def test_a_file_that_is_none(self, text, expected, folder, monkeypatch, capsys):
+        (folder / "own.py").write_text(text)
+        status = run(training.main, "own.py", ["--config=own.py"], monkeypatch)
+        assert status == 2
+        line = told_in_one_line(capsys)
+        assert line.startswith("error: --config: ") and expected in line
+
+
 # Where an empty text, or one without a meaning, has one.
 EMPTY = ("control.dataset", "guided.dataset", "plain.dataset", "guided.teacher_layer")
 # Any text is a folder's name, a file that no phase asks for, a phase left out.
