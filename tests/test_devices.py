@@ -2,6 +2,10 @@
 
 Every method, teacher, route and kind of feature update, on 1, 2 and 4 devices and in 1
 and 2 parts, against one device and one part; the tolerances are the table below.
+
+A rounding may tip a ReLU or the choice of the runner-up, and an update of its own size
+follows. So eight networks take the step, and the quarter of them that agree best must
+agree: a step that depends on the number of devices differs in all of them.
 """
 
 import functools
@@ -39,6 +43,8 @@ GUIDED = {
     "literal_bottleneck": {"guidance": {"step": "plain", "step_size": 100.0}},
 }
 CASES = ("plain", *RIVALS, *GUIDED)
+
+NUM_NETWORKS = 8
 
 # Largest relative difference of the step's change of the parameters. Devices: sums in
 # another order. Parts: the same, but where the teacher's noise has the statistics of
@@ -115,16 +121,11 @@ def make_config(case, parts):
 
 
 @functools.cache
-def change(case, num_devices, parts, normalized):
-    """What one step adds to the parameters, as one vector."""
+def changes(case, num_devices, parts, normalized):
+    """What one step adds to the parameters of each network, [NUM_NETWORKS, P]."""
     config = make_config(case, parts)
     model = TinyNet(axis_name=AXIS, normalized=normalized)
     tx = optax.sgd(0.1)
-    state = jax.device_get(
-        create_state(
-            jax.random.key(0), model, tx, **state_options(config, config.phase)
-        )
-    )
     step = functools.partial(
         train_step,
         penalty_fn=build.make_penalty(config, config.phase, 10, model, AXIS),
@@ -137,49 +138,67 @@ def change(case, num_devices, parts, normalized):
         axis_name=AXIS,
     )
     is_frozen = config.phase.get("teacher") in config.phases
-    teachers = [state.variables] if is_frozen else []
     batch = jax.tree.map(
         lambda x: x.reshape(num_devices, -1, *x.shape[1:]), make_batch()
     )
     run = jax.pmap(
         step,
         axis_name=AXIS,
-        in_axes=(None, 0) + (None,) * len(teachers),
+        in_axes=(None, 0) + (None,) * is_frozen,
         out_axes=None,
         devices=jax.devices()[:num_devices],
     )
-    after, _ = run(state, batch, *teachers)
-    moved = jax.tree.map(lambda a, b: np.ravel(a - b), after.params, state.params)
-    return np.concatenate(jax.tree.leaves(jax.device_get(moved)))
+    options = state_options(config, config.phase)
+    init = jax.jit(lambda key: create_state(key, model, tx, **options))
+    found = []
+    for number in range(NUM_NETWORKS):
+        state = jax.device_get(init(jax.random.key(number)))
+        after, _ = run(state, batch, *([state.variables] if is_frozen else []))
+        moved = jax.tree.map(
+            lambda a, b: np.ravel(a - b), jax.device_get(after.params), state.params
+        )
+        found.append(np.concatenate(jax.tree.leaves(moved)))
+    return np.stack(found)
 
 
-def relative_difference(change, reference):
-    return np.linalg.norm(change - reference) / np.linalg.norm(reference)
+def difference(case, num_devices, parts, normalized):
+    """Relative difference from one device and one part, of the best quarter."""
+    reference = changes(case, 1, 1, normalized)
+    other = changes(case, num_devices, parts, normalized)
+    norms = np.linalg.norm(reference, axis=1)
+    return np.quantile(np.linalg.norm(other - reference, axis=1) / norms, 0.25)
+
+
+def some(cases):
+    """All the cases; by default run are these few."""
+    return [c if c in cases else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 
 
 @pytest.mark.usefixtures("compile_cache")
 class TestShares:
-    @pytest.mark.parametrize(
-        "num_devices", [pytest.param(2, marks=pytest.mark.slow), 4]
-    )
-    @pytest.mark.parametrize("case", CASES)
-    def test_devices(self, case, num_devices):
-        reference = change(case, 1, 1, True)
-        other = change(case, num_devices, 1, True)
-        assert relative_difference(other, reference) < TOLERANCES["devices"]
+    @pytest.mark.parametrize("case", some(("saliency_guided", "literal_bottleneck")))
+    def test_four_devices(self, case):
+        assert difference(case, 4, 1, True) < TOLERANCES["devices"]
 
-    @pytest.mark.parametrize(
-        "num_devices", [pytest.param(1, marks=pytest.mark.slow), 2]
-    )
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", CASES)
-    def test_parts(self, case, num_devices):
-        reference = change(case, 1, 1, False)
-        other = change(case, num_devices, 2, False)
+    def test_two_devices(self, case):
+        assert difference(case, 2, 1, True) < TOLERANCES["devices"]
+
+    @pytest.mark.parametrize("case", some(("literal",)))
+    def test_two_parts_on_two_devices(self, case):
         kind = "parts, by statistics" if case in BY_STATISTICS else "parts"
-        assert relative_difference(other, reference) < TOLERANCES[kind]
+        assert difference(case, 2, 2, False) < TOLERANCES[kind]
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("case", CASES)
+    def test_two_parts(self, case):
+        kind = "parts, by statistics" if case in BY_STATISTICS else "parts"
+        assert difference(case, 1, 2, False) < TOLERANCES[kind]
+
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", [case for case in CASES if case != "plain"])
     def test_the_penalty_is_felt(self, case):
         """Else the comparisons above would be of plain steps."""
-        plain, other = change("plain", 1, 1, True), change(case, 1, 1, True)
-        assert relative_difference(other, plain) > 1e-3
+        plain, other = changes("plain", 1, 1, True), changes(case, 1, 1, True)
+        assert np.linalg.norm(other - plain) > 1e-3 * np.linalg.norm(plain)
