@@ -12,6 +12,7 @@ import collections
 import faulthandler
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -48,8 +49,17 @@ def _private() -> int:
     return 0
 
 
+def _next_path(connection, parent):
+    """The path that comes in; None once the process that would send it is gone."""
+    while not connection.poll(1.0):
+        if os.getppid() != parent:
+            return None
+    return connection.recv()
+
+
 def _work(connection, kind, read, warm_up):
     """Reads the files whose paths come in; answers (outcome, words)."""
+    parent = os.getppid()
     faulthandler.disable()  # a crash is counted, not told
     for path in warm_up:  # jax starts here, before the bound is set
         result, words = outcome(read, path)
@@ -60,7 +70,7 @@ def _work(connection, kind, read, warm_up):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send("ready")
     start = _resident()
-    while path := connection.recv():
+    while path := _next_path(connection, parent):
         spent = int(time.process_time())
         # The system ends the process by SIGXCPU.
         resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, -1))
