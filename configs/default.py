@@ -11,7 +11,10 @@ def plain_phase(**changes) -> ConfigDict:
     """A phase of ordinary training."""
     phase = ConfigDict()
     phase.method = "plain"  # "plain" or "guided"
-    phase.init = "random"  # "pretrained", or the name of an earlier phase
+    # "pretrained"; the name of an earlier phase; "best": the earlier plain phase of the
+    # highest validation accuracy, of those that do not start from "best" themselves.
+    phase.init = "random"
+    phase.layers = "all"  # that learn; "head": the last alone, on features as they are
     phase.dataset = ""  # to learn from, if not the run's; measured is the run's
     phase.num_epochs = 5.0
     phase.learning_rate = 1e-3  # peak, for batch_size; cosine down to 0
@@ -64,7 +67,11 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
 
-    # Data: any tfds name with image and label, prepared as array_record in data_dir.
+    # Data: a folder of pictures (docs/photos.md); "": the data set below.
+    config.data = ""
+    config.fit = "crop"  # pictures keep their aspect; "squash": to a square as they are
+    config.class_weights = 0.0  # power of 1 / frequency in the loss; 0: none
+    # Any tfds name with image and label, prepared as array_record in data_dir.
     config.dataset = "photo_digits/independent"
     config.dataset_options = ConfigDict()  # of photo_digits only, e.g. num_train
     config.data_dir = "runs/data"
@@ -109,6 +116,7 @@ def get_config() -> ConfigDict:
     config.log_every = 50  # steps
     config.save_epochs = 1.0  # epochs between validations and checkpoints
     config.tensorboard = True
+    config.trackers = ()  # beside it: "wandb", "mlflow"
     config.progress = True
     config.picture_phases = ("plain", "guided")  # before and after; () for no picture
     config.picture_rows = 6

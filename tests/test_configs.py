@@ -203,7 +203,7 @@ class TestConfigs:
             # The inner half each way, whatever the values of the rest are.
             assert 0.2 < np.mean(example["mask"]) < 0.3
         (plan,) = plan_phases(config, data)
-        state = loop.train_phase(config, plan, {}, data, tmp_path, Stop())
+        state, _ = loop.train_phase(config, plan, {}, data, tmp_path, Stop())
         assert int(state.step) == 2
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.params))
         chex.assert_type(jax.tree.leaves(state.params), np.float32)

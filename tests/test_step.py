@@ -681,3 +681,37 @@ class TestEvalStep:
         chex.assert_trees_all_close(
             step(state.variables, short), step(state.variables, padded), rtol=1e-5
         )
+
+
+class TestWhatLearns:
+    def test_class_weights_weigh_the_task(self):
+        """A class of weight 2 counts as its examples twice: the same mean gradient."""
+        model = make_model()
+        state = make_state(model)
+        # Seven examples and one of class 3; the fc layer alone, whose features do not
+        # depend on who else is in the batch.
+        batch = make_batch(8)
+        batch["label"] = np.int32([3, 0, 0, 0, 0, 0, 0, 0])
+        weights = [0.5, 1.0, 1.0, 4.5] + [1.0] * 6
+        options = {"learning": ("fc",)}
+        after, sums = jax.jit(
+            make_step("plain", model, class_weights=weights, **options)
+        )(state, batch)
+        heavy = {k: np.repeat(v, [9] + [1] * 7, axis=0) for k, v in batch.items()}
+        heavy["place"] = np.arange(16, dtype=np.int32)
+        same, many = jax.jit(make_step("plain", model, **options))(state, heavy)
+        chex.assert_trees_all_close(after.params, same.params, rtol=1e-4, atol=1e-6)
+        assert float(sums["loss"][0]) / 8 == pytest.approx(
+            float(many["loss"][0]) / 16, rel=1e-4
+        )
+
+    def test_the_head_alone(self):
+        model, batch = make_model(), make_batch(8)
+        state = make_state(model)
+        after, _ = jax.jit(make_step("plain", model, learning=("fc",)))(state, batch)
+        before = dict(state.params)
+        assert not np.array_equal(
+            before.pop("fc")["kernel"], after.params["fc"]["kernel"]
+        )
+        chex.assert_trees_all_equal(before, {k: after.params[k] for k in before})
+        chex.assert_trees_all_equal(state.batch_stats, after.batch_stats)

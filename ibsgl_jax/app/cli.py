@@ -5,13 +5,14 @@ read do not keep the others from being explained.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import attribution, images, models, pretrained, tapping
-from ibsgl_jax.app import classifier, explain, export, terminal
+from ibsgl_jax.app import classifier, explain, export, terminal, trainer
 from ibsgl_jax.errors import UserError
 
 MAX_SEED = 2**63 - 1
@@ -31,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    arguments = vars(_parser().parse_args(argv))
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in trainer.COMMANDS:  # they have their own flags
+        return trainer.run(words[0], words[1:])
+    arguments = vars(_parser().parse_args(words))
     command = arguments.pop("command")
     for name, value in arguments.items():
         _check_text(name, value)
@@ -53,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ibsgl", description="Explain what a classifier sees in your photos."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True,
+        metavar="COMMAND",
+        description=f"Training has its own: {', '.join(trainer.COMMANDS)}.",
+    )
 
     explaining = commands.add_parser(
         "explain", help="draw attribution maps over photos"

@@ -1,23 +1,94 @@
 """The data that a configuration names: its splits, parts of them, their batches."""
 
+import csv
+import logging
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.data import sources
+from train.data import folders, given, sources, splitting
 from train.data.batches import make_eval_batches
+from train.data.faults import listed, shown
 from train.errors import ConfigError
+
+LOGGER = logging.getLogger("train")
+# `config.data` of a run whose examples came from Python.
+GIVEN = "(given from Python)"
+SPLITS_FILE = "splits.csv"
 
 
 class Data(NamedTuple):
-    """The splits of a data set, as sequences of examples."""
+    """The splits of a data set, as sequences of examples.
+
+    Attributes:
+      train, validation, test: of dicts of image, label and what there is beside.
+      num_classes: number of classes.
+      class_names: tuple of str, or None if nobody named them.
+      pictures: `folders.Pictures`, if they are somebody's own.
+    """
 
     train: Any
     validation: Any
     test: Any
     num_classes: int
+    class_names: tuple[str, ...] | None = None
+    pictures: folders.Pictures | None = None
 
 
-def load_data(config) -> Data:
-    """Prepare and open the data set; the embedded one is generated if absent."""
+def load_data(config, workdir=None, *, examples=None) -> Data:
+    """The data that a configuration names.
+
+    Args:
+      config: `data` (a folder), or `dataset` (of tfds, or an embedded one, which is
+        generated if absent). Fields that a run of an earlier version lacks are off.
+      workdir: of the run, for which the folder is no place.
+      examples: of ``given.open_examples``, in the place of both.
+
+    Raises:
+      ConfigError, DatasetError: what is wrong with them.
+    """
+    name = config.get("data", "")
+    if examples is not None:
+        options = {"image_size": config.image_size, "fit": config.fit}
+        return _of_pictures(config, given.open_examples(examples, **options))
+    if name == GIVEN:
+        raise ConfigError(
+            "the examples of this run were given from Python; give them again, as "
+            "data=... of train_and_evaluate or of saved_run.Run"
+        )
+    if name:
+        return _of_pictures(
+            config,
+            folders.open_folder(
+                name,
+                image_size=config.image_size,
+                fit=config.fit,
+                workdir=workdir,
+                progress=config.progress,
+            ),
+        )
+    return _of_tfds(config)
+
+
+def _of_pictures(config, pictures) -> Data:
+    own = {split: getattr(pictures, split) for split in splitting.SPLITS}
+    wanted = {f: config[f] for f in ("train_split", "validation_split", "test_split")}
+    for field, split in wanted.items():
+        if split not in own:
+            raise ConfigError(f"{field}={split!r}: pictures have {', '.join(own)}")
+    return Data(
+        *(own[split] for split in wanted.values()),
+        num_classes=pictures.num_classes,
+        class_names=pictures.class_names,
+        pictures=pictures,
+    )
+
+
+def _of_tfds(config) -> Data:
+    if Path(config.dataset).is_dir():
+        raise ConfigError(
+            f"dataset={config.dataset} is a folder: give it as "
+            f"--config.data={config.dataset}"
+        )
     try:
         builder = sources.prepare(
             config.dataset, config.data_dir, **config.dataset_options
@@ -28,6 +99,7 @@ def load_data(config) -> Data:
     data = Data(
         *(sources.open_source(builder, split) for split in splits),
         num_classes=sources.num_classes(builder),
+        class_names=sources.class_names(builder),
     )
     if data.num_classes is None:
         raise ConfigError(f"data set {config.dataset} does not say how many classes")
@@ -43,6 +115,8 @@ def train_source(config, phase, data):
         return data.train
     own_config = config.copy_and_resolve_references()
     own_config.dataset = phase.dataset
+    if "data" in own_config:
+        own_config.data = ""
     own = load_data(own_config)
     if own.num_classes != data.num_classes:
         raise ConfigError(
@@ -50,6 +124,47 @@ def train_source(config, phase, data):
             f"{config.dataset} {data.num_classes}: one head cannot learn both"
         )
     return own.train
+
+
+def open_split(config, data, split: str):
+    """The examples of a split by its name: the run's own words, or tfds's."""
+    if split == config.test_split:
+        return data.test
+    if data.pictures is not None:
+        if split not in splitting.SPLITS:
+            raise ConfigError(f"no split {split!r}: {', '.join(splitting.SPLITS)}")
+        return getattr(data.pictures, split)
+    config = config.copy_and_resolve_references()
+    config.test_split = split
+    return load_data(config).test
+
+
+def class_weights(config, data) -> tuple[float, ...] | None:
+    """The weight of each class in the loss; None if all count the same."""
+    power = config.get("class_weights", 0.0)
+    if not power:
+        return None
+    if data.pictures is not None:
+        return tuple(data.pictures.class_weights(power=power))
+    labels = [data.train[i]["label"] for i in range(len(data.train))]
+    return tuple(splitting.class_weights(labels, data.num_classes, power=power))
+
+
+def changed_pictures(data, workdir) -> str:
+    """How the pictures differ from those that the run began with; "" if they do not."""
+    path = Path(workdir) / SPLITS_FILE
+    if data.pictures is None or not path.exists():
+        return ""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        before = {tuple(row) for row in csv.reader(file)} - {splitting.HEADER}
+    now = set(data.pictures.rows)
+    if before == now:
+        return ""
+    names = listed(map(shown, sorted({row[0] for row in before ^ now})))
+    return (
+        f"the pictures are no longer those of {path}: {len(now - before)} new or "
+        f"elsewhere, {len(before - now)} gone or elsewhere ({names})"
+    )
 
 
 class Examples:

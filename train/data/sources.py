@@ -147,6 +147,12 @@ def num_classes(builder):
     return getattr(builder.info.features["label"], "num_classes", None)
 
 
+def class_names(builder):
+    """Returns the names of a builder's classes; None if it has none."""
+    names = getattr(builder.info.features["label"], "names", None)
+    return tuple(names) if names else None
+
+
 class DecodedSource:
     """Decodes records (dicts with encoded images) when they are asked for.
 

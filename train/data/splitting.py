@@ -22,6 +22,7 @@ from pathlib import Path
 from train.data.faults import shown
 
 SPLITS = ("train", "validation", "test")
+HEADER = ("file", "label", "group", "split")
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
 
 
@@ -181,7 +182,7 @@ def write_splits(path, rows) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "label", "group", "split"))
+    writer.writerow(HEADER)
     writer.writerows(rows)
     path = Path(path)
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")

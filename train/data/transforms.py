@@ -80,7 +80,7 @@ def crop_flip(example, rng, image_size=None):
     return _flip(example) if rng.random() < 0.5 else example
 
 
-def imagenet(example, rng, image_size):
+def imagenet(example, rng, image_size, *, least=0.08):
     """A random part, 8 to 100 % of the area, resized; half of them mirrored.
 
     A box outside the part becomes a box of no area.
@@ -88,7 +88,7 @@ def imagenet(example, rng, image_size):
     """
     height, width = example["image"].shape[:2]
     for _ in range(10):
-        area = rng.uniform(0.08, 1.0) * height * width
+        area = rng.uniform(least, 1.0) * height * width
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         h, w = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
@@ -104,6 +104,14 @@ def imagenet(example, rng, image_size):
     return _flip(example) if rng.random() < 0.5 else example
 
 
+def zoom_flip(example, rng, image_size):
+    """A random part, 60 to 100 % of the area, resized; half of them mirrored.
+
+    For fine-tuning on few pictures, in which the smallest thing counts.
+    """
+    return imagenet(example, rng, image_size, least=0.6)
+
+
 def resize_center(example, rng=None, image_size=None):
     """The shorter side becomes image_size / 0.875; then the central square."""
     del rng
@@ -115,7 +123,7 @@ def resize_center(example, rng=None, image_size=None):
     return _window(example, top, left, image_size, image_size)
 
 
-AUGMENTATIONS = {f.__name__: f for f in (none, shift, crop_flip, imagenet)}
+AUGMENTATIONS = {f.__name__: f for f in (none, shift, crop_flip, imagenet, zoom_flip)}
 EVAL_TRANSFORMS = {f.__name__: f for f in (none, resize_center)}
 
 
@@ -123,7 +131,7 @@ def choose(table, name, image_size):
     """Returns example, rng -> example of a checked size."""
     if name not in table:
         raise ValueError(f"no transform {name!r}; choose one of {', '.join(table)}")
-    if image_size is None and name in ("imagenet", "resize_center"):
+    if image_size is None and name in ("imagenet", "zoom_flip", "resize_center"):
         raise ValueError(f"transform {name!r} needs an image_size")
     return functools.partial(_transform, table[name], image_size)
 

@@ -108,7 +108,15 @@ def make_penalty(config, phase, steps_per_epoch, model, axis_name=AXIS):
 
 
 def make_step(
-    config, phase, steps_per_epoch, *, generation, model, tx, axis_name: str = AXIS
+    config,
+    phase,
+    steps_per_epoch,
+    *,
+    generation,
+    model,
+    tx,
+    class_weights=None,
+    axis_name: str = AXIS,
 ):
     """The phase's step of one device: a pure function of (state, batch)."""
     return functools.partial(
@@ -118,6 +126,8 @@ def make_step(
         tx=tx,
         base_key=make_base_key(config, generation),
         image_stats=dataset.image_stats(config),
+        class_weights=class_weights,
+        learning=learning_layers(config, phase, model),
         label_smoothing=config.label_smoothing,
         mixup=config.mixup,
         accumulate_steps=config.accumulate_steps,
@@ -143,7 +153,42 @@ def make_eval_fn(config, model):
     return over_devices(step, in_axes=(None, 0), out_axes=None)
 
 
+LAYERS = ("all", "head")
+
+
+def learning_layers(config, phase, model) -> tuple[str, ...] | None:
+    """Names in ``params`` of the layers that learn in a phase; None for all."""
+    if phase.get("layers", "all") == "all":
+        return None
+    key, side = jax.random.key(0), config.image_size
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+
+    def head_params(images):
+        features, _ = model.init_with_output(key, images, method="features")
+        return model.init(key, features, method="head")["params"]
+
+    return tuple(jax.eval_shape(head_params, images))
+
+
+def candidates(config, name) -> list[str]:
+    """The phases that ``init = "best"`` chooses from: earlier, plain, on their own."""
+    earlier = config.phases[: config.phases.index(name)]
+    return [
+        other
+        for other in earlier
+        if config[other].method == "plain" and config[other].init != "best"
+    ]
+
+
 def generation_of(config, name) -> int:
     """How many phases stand between this one and random or pretrained weights."""
     init = config[name].init
-    return 0 if init not in config.phases else 1 + generation_of(config, init)
+    before = candidates(config, name) if init == "best" else [init]
+    return max(
+        (
+            1 + generation_of(config, other)
+            for other in before
+            if other in config.phases
+        ),
+        default=0,
+    )

@@ -62,6 +62,8 @@ def train_step(
     tx,
     base_key,
     image_stats,
+    class_weights=None,
+    learning=None,
     label_smoothing=0.0,
     mixup=0.0,
     accumulate_steps=1,
@@ -82,30 +84,30 @@ def train_step(
       tx: optax transformation.
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
+      class_weights: C weights of the task loss, by the label; None for ones.
+      learning: names in ``params`` of the head, if it learns alone; None for all.
       label_smoothing: in [0, 1).
       mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
-      accumulate_steps: the batch of a device is taken in so many parts, whose gradients
-        are averaged; BatchNorm and the feature statistics see a part at a time.
+      accumulate_steps: parts that a device's batch is taken in, whose gradients are
+        averaged; BatchNorm and the feature statistics see a part at a time.
       ema_decay: of the moving average of the parameters; 0 for none. The first steps
         forget faster, as (1 + step) / (10 + step).
       skip_nonfinite: leave everything but ``step`` as it was where the loss or the
         gradient is not finite, and count it in the metric "skipped".
       axis_name: pmap axis to average over; None for one device.
 
-    Returns:
-      (state, metrics): metrics is a dict of (sum, count) float32 pairs.
+    Returns: (state, metrics): a dict of (sum, count) float32 pairs.
     """
     num_examples = batch["label"].shape[0]
     batch = {"place": jnp.arange(num_examples), **batch}
     key = jax.random.fold_in(base_key, state.step)
     num_examples *= jax.lax.axis_size(axis_name) if axis_name else 1
     shared = (state, teacher_variables, num_examples)
+    options = (learning is not None, image_stats, class_weights, label_smoothing, mixup)
 
     def loss_fn(params, batch_stats, stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
-        forward, task, batch_stats = _forward(
-            model, variables, batch, key, image_stats, label_smoothing, mixup
-        )
+        forward, task, batch_stats = _forward(model, variables, batch, key, *options)
         _, _, labels, _, _, logits, _ = forward
         total, diagnostics = task, {}
         if penalty_fn is not None:
@@ -116,8 +118,8 @@ def train_step(
             "task_loss": task,
             "accuracy": metrics.accuracy(logits, labels),
         }
-        sums = {k: metrics.sum_and_count(v) for k, v in per_example.items()}
-        return jnp.mean(total), (batch_stats, stats, sums | diagnostics)
+        sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
+        return jnp.mean(total), (batch_stats, stats, sums)
 
     gradient, (batch_stats, stats, sums) = _accumulate(
         jax.grad(loss_fn, has_aux=True), state, batch, accumulate_steps
@@ -127,12 +129,22 @@ def train_step(
         sums = jax.lax.psum(sums, axis_name)
     norm = optax.tree.norm(gradient)
     sums["gradient_norm"] = norm, jnp.float32(1.0)
-    after = _update(state, gradient, tx, ema_decay)
+    after = _update(state, gradient, tx, ema_decay, learning)
     after = after.replace(batch_stats=batch_stats, feature_stats=stats)
     return _skip(state, after, sums, norm) if skip_nonfinite else (after, sums)
 
 
-def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
+def _forward(
+    model,
+    variables,
+    batch,
+    key,
+    is_frozen,
+    image_stats,
+    class_weights,
+    label_smoothing,
+    mixup,
+):
     """The first fields of ``Forward``, the task loss [N] and new batch_stats."""
     # Keyed by the example's place in the global batch, so that the draws do not
     # depend on how many devices share it.
@@ -141,9 +153,13 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
     images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
     mix = _make_mix(keys, mixup)
     images = mix(images)
-    features, updated = model.apply(
-        variables, images, train=True, method="features", mutable=["batch_stats"]
-    )
+    if is_frozen:
+        features = model.apply(variables, images, method="features")
+        features, updated = jax.lax.stop_gradient(features), variables
+    else:
+        features, updated = model.apply(
+            variables, images, train=True, method="features", mutable=["batch_stats"]
+        )
     logits = model.apply(
         variables,
         features,
@@ -155,6 +171,8 @@ def _forward(model, variables, batch, key, image_stats, label_smoothing, mixup):
         jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
     )
     task = optax.softmax_cross_entropy(logits, mix(targets))
+    if class_weights is not None:
+        task *= jnp.asarray(class_weights, jnp.float32)[labels]
     forward = noise_keys, images, labels, variables, features, logits, batch
     return forward, task, updated.get("batch_stats", {})
 
@@ -169,11 +187,16 @@ def dropout(model, keys) -> dict:
     return {"keys": keys} if takes_keys else {"rngs": {"dropout": keys[0]}}
 
 
-def _update(state, gradient, tx, ema_decay):
+def _update(state, gradient, tx, ema_decay, learning):
     """The state after the optimizer's update, its statistics as they were."""
     # optax multiplies floats by its integer counters.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    if learning is not None:  # weight decay moves what has no gradient
+        updates = {
+            name: branch if name in learning else optax.tree.zeros_like(branch)
+            for name, branch in updates.items()
+        }
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_decay:

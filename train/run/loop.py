@@ -15,7 +15,7 @@ from ibsgl_jax.pretrained import Preprocessing
 from train import devices
 from train.data import dataset
 from train.data.batches import iterate, make_train_dataset
-from train.errors import disk_errors
+from train.errors import DatasetError, disk_errors
 from train.measure import splits
 from train.method.build import (
     generation_of,
@@ -25,23 +25,26 @@ from train.method.build import (
     make_step,
 )
 from train.method.check import check_config
-from train.run import checkpoint, watch
+from train.run import checkpoint, choose, trackers, watch
 from train.run.plan import plan_phases
 from train.run.records import Records, validation_scores
 from train.run.results import evaluate_phases
-from train.run.start import initial_state
+from train.run.start import choose_start, initial_state
 from train.run.stop import Stopped, on_signals
 from train.run.workdir import check_workdir, claim
 
 LOGGER = logging.getLogger("train")
 
 
-def train_and_evaluate(config, workdir, *, profile=None, table=True):
+def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
     """Train every phase of the config, going on where a killed run stopped.
 
     Args:
-      config: ConfigDict with the fields of ``configs/default.py``.
+      config: ConfigDict with the fields of ``configs/default.py``; what it leaves open
+        is chosen, see ``choose``.
       workdir: folder of the run, made if absent.
+      data: examples in the place of what the config names: a data set of Hugging Face,
+        a sequence of dicts, or a mapping from split to one; see ``data.given``.
       profile: (first, last) step of each phase to write a profiler trace of.
       table: measure the phases on the test split at the end; else no example of it is
         looked at.
@@ -55,16 +58,25 @@ def train_and_evaluate(config, workdir, *, profile=None, table=True):
       NonFiniteError: a loss term broke; the message names the last good checkpoint.
       Stopped: SIGTERM or Ctrl-C came and the state is saved.
     """
+    workdir = Path(workdir)
+    config, chosen = choose.complete(config, workdir, examples=data)
     check_workdir(workdir, config)
     check_config(config)
-    workdir = Path(workdir)
+    trackers.check(config.get("trackers", ()))
     with on_signals() as stop, disk_errors():
-        data = dataset.load_data(config)
+        data = dataset.load_data(config, workdir, examples=data)
+        changes = dataset.changed_pictures(data, workdir)
+        if changes:
+            raise DatasetError(f"{changes}; choose another --workdir")
         plans = plan_phases(config, data)
+        _tell(config, plans, data, chosen)
         with claim(workdir, config):
-            finished = {}
+            if data.pictures is not None and jax.process_index() == 0:
+                data.pictures.write_splits(workdir / dataset.SPLITS_FILE)
+            finished, accuracies = {}, {}
             for plan in plans:
-                finished[plan.name] = train_phase(
+                plan = choose_start(config, plan, accuracies, workdir)
+                finished[plan.name], accuracies[plan.name] = train_phase(
                     config, plan, finished, data, workdir, stop, profile=profile
                 )
                 if jax.process_index() == 0:
@@ -74,6 +86,18 @@ def train_and_evaluate(config, workdir, *, profile=None, table=True):
                 model = make_model(config, data.num_classes)
                 results = evaluate_phases(config, model, finished, data, workdir)
     return {name: (finished[name], results.get(name)) for name in finished}
+
+
+def _tell(config, plans, data, chosen):
+    """What the pictures are, what was chosen, and how long it will take."""
+    if jax.process_index() != 0 or data.pictures is None:
+        return
+    print(data.pictures.understood, data.pictures.table, sep="\n")
+    for warning in data.pictures.warnings:
+        print(f"note: {warning}")
+    if chosen:
+        print(choose.describe(chosen, choose.estimate_seconds(config, plans, data)))
+    print(flush=True)
 
 
 def _save_model(config, state, data, workdir, phase):
@@ -89,6 +113,7 @@ def _save_model(config, state, data, workdir, phase):
         model_name=config.model,
         model_options=config.model_options.to_dict(),
         num_classes=data.num_classes,
+        class_names=data.class_names,
         preprocessing=Preprocessing(
             size=config.image_size,
             resize=resize,
@@ -101,7 +126,11 @@ def _save_model(config, state, data, workdir, phase):
 
 
 def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
-    """Run one phase to its end, from its last checkpoint if there is one."""
+    """Run one phase to its end, from its last checkpoint if there is one.
+
+    Returns:
+      (TrainState, accuracy on the validation split).
+    """
     name, num_steps = plan.name, plan.num_steps
     state = initial_state(config, plan.phase, finished, plan.model, plan.tx)
     train_step, constants = _compiled_step(config, plan, finished)
@@ -116,7 +145,7 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
         start = saved = int(state.step)
         state = devices.replicate(state)
         if start >= num_steps:
-            return state
+            return state, accuracy
         records = opened.enter_context(
             Records(
                 workdir,
@@ -162,7 +191,7 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
                     stop.number,
                 )
         checkpoint.wait(manager)
-    return state
+    return state, accuracy
 
 
 def _compiled_step(config, plan, finished):
@@ -178,6 +207,7 @@ def _compiled_step(config, plan, finished):
         generation=generation,
         model=plan.model,
         tx=plan.tx,
+        class_weights=plan.class_weights,
     )
     # An argument, not a constant: the seeds of a sweep share one compiled program.
     base_key = devices.replicate(make_base_key(config, generation))

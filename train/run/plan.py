@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
-from train.data import dataset
+import numpy as np
+
+from train.data import dataset, transforms
 from train.devices import AXIS
 from train.errors import ConfigError
 from train.method.build import make_model, make_optimizer, make_schedule
@@ -19,6 +21,7 @@ class Plan(NamedTuple):
       schedule: step -> learning rate.
       model: its BatchNorm averages over the devices.
       tx: optax transformation.
+      class_weights: tuple of a float per class, or None.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Plan(NamedTuple):
     schedule: Any
     model: Any
     tx: Any
+    class_weights: tuple[float, ...] | None = None
 
 
 def plan_phases(config, data) -> list[Plan]:
@@ -38,7 +42,26 @@ def plan_phases(config, data) -> list[Plan]:
     Raises:
       ConfigError: a phase that its data, or the weights it starts from, do not fit.
     """
-    return [_plan(config, name, data) for name in config.phases]
+    _check_transforms(config, data)
+    weights = dataset.class_weights(config, data)
+    return [
+        _plan(config, name, data)._replace(class_weights=weights)
+        for name in config.phases
+    ]
+
+
+def _check_transforms(config, data):
+    """That an example comes out of them as large as the model wants it.
+
+    Raises:
+      ConfigError, DatasetError: it does not, or a transform lacks something.
+    """
+    for source, table, name in (
+        (data.train, transforms.AUGMENTATIONS, config.augment),
+        (data.test, transforms.EVAL_TRANSFORMS, config.eval_transform),
+    ):
+        transform = transforms.choose(table, name, config.image_size)
+        transform(source[0], np.random.default_rng(0))
 
 
 def _plan(config, name, data):

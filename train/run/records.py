@@ -10,6 +10,7 @@ from train import devices
 from train.data.batches import iterate
 from train.run import watch
 from train.run.log import PhaseLog
+from train.run.trackers import Trackers
 
 # A step's metrics are read this many steps later, so that the device never waits.
 LAG = 2
@@ -32,6 +33,8 @@ class Records:
         self.window = window
         self._last_log, self._clock = start, time.perf_counter()
         self._log = PhaseLog(workdir, plan.name, start, tensorboard=config.tensorboard)
+        names = config.get("trackers", ()) if jax.process_index() == 0 else ()
+        self._trackers = Trackers(names, workdir, plan.name, config)
         self._bar = tqdm(
             total=plan.num_steps,
             initial=start,
@@ -45,6 +48,7 @@ class Records:
 
     def __exit__(self, *error):
         self._bar.close()
+        self._trackers.close()
         self._log.__exit__(*error)
 
     def add(self, step: int, sums):
@@ -66,6 +70,7 @@ class Records:
             "memory_bytes": watch.memory_bytes(),
         }
         self._log.write(step, "train", speed, file="timing")
+        self._trackers.write("train", {**means, "learning_rate": rate, **speed}, step)
         self._bar.set_postfix(_short(means, speed))
         self.window, self._last_log = watch.Window(), step
         self._clock = time.perf_counter()
@@ -76,6 +81,7 @@ class Records:
         busy = time.perf_counter()
         scores = measure()
         self._log.write(step, "validation", scores)
+        self._trackers.write("validation", scores, step)
         self._clock += time.perf_counter() - busy
         return scores
 

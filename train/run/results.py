@@ -6,7 +6,7 @@ import jax
 
 from train.files import write_json
 from train.measure import splits, statistics
-from train.show import figures, tables
+from train.show import figures, sanity, tables
 
 
 def evaluate_phases(config, model, states, data, workdir) -> dict:
@@ -21,19 +21,32 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
     Returns:
       dict phase name -> dict of means (see ``batch.measure``).
     """
-    results = {}
+    results, checks = {}, {}
+    labels = [int(data.test[i]["label"]) for i in range(len(data.test))]
     for name, state in states.items():
         values = splits.measure_split(config, model, state.variables, data.test)
-        results[name] = {
-            k: statistics.finite_mean(v)
-            for k, v in values.items()
-            if v.ndim == 1 and k != "predicted"
-        }
+        checks[name] = sanity.examine(
+            labels, values["predicted"], values["blank"], data.num_classes
+        )
+        keys = [k for k, v in values.items() if v.ndim == 1 and k != "predicted"]
+        summary = statistics.summarize(values, keys=keys)
+        results[name] = {key: entry["mean"] for key, entry in summary.items()}
     if jax.process_index() == 0:
         workdir = Path(workdir)
-        record = {"split": config.test_split, "num_images": len(data.test)}
-        write_json(workdir / "results.json", {**record, "phases": results})
-        print(tables.phase_table(results), flush=True)
+        names = data.class_names or [f"class {i}" for i in range(data.num_classes)]
+        record = {
+            "split": config.test_split,
+            "num_images": len(data.test),
+            "class_names": list(names),
+            "phases": results,
+            "sanity": {
+                name: {**check, "sentence": sanity.sentence(name, check, names)}
+                for name, check in checks.items()
+            },
+        }
+        write_json(workdir / "results.json", record)
+        print(tables.phase_table(results))
+        print("", sanity.text(checks, names), sep="\n", flush=True)
         if config.picture_phases:
             figures.write_before_after(config, model, states, data, workdir)
     return results

@@ -17,7 +17,15 @@ from train.method.state import create_state, state_options
 from train.run import checkpoint
 
 # What the runs of earlier versions lack; absent is off.
-LATER_FIELDS = ("data", "fit", "class_weights", "teacher_method", "teacher_power")
+LATER_FIELDS = (
+    "data",
+    "fit",
+    "class_weights",
+    "teacher_method",
+    "teacher_power",
+    "trackers",
+    "layers",
+)
 
 
 class Run:
@@ -26,9 +34,14 @@ class Run:
     Attributes:
       name, workdir, config (its phases are those chosen), model, states (dict phase ->
       TrainState), notes (what is missing, one line each).
+
+    ``num_classes``: given, no data is opened. ``data``: the examples of a run that was
+    given them from Python (see ``train_and_evaluate``).
     """
 
-    def __init__(self, workdir, num_classes: int | None = None, *, phases=None):
+    def __init__(
+        self, workdir, num_classes: int | None = None, *, phases=None, data=None
+    ):
         self.workdir = Path(workdir)
         self.name = self.workdir.absolute().name
         self.config = load_config(self.workdir)
@@ -36,11 +49,14 @@ class Run:
             self.config.phases = choose_phases(self.config, phases)
         self.data = None
         if num_classes is None:
-            self.data = dataset.load_data(self.config)
+            self.data = dataset.load_data(self.config, examples=data)
             num_classes = self.data.num_classes
         self.model, self.states, self.notes = load_states(
             self.config, num_classes, self.workdir
         )
+        changes = self.data and dataset.changed_pictures(self.data, self.workdir)
+        if changes:
+            self.notes.append(changes)
 
 
 def load_config(workdir: Path):
@@ -84,16 +100,27 @@ def _fault(config) -> str | None:
         section = default.guided_phase() if is_guided else default.plain_phase()
         pairs.append((f"{name}.", config[name], dict(section.items())))
     for prefix, given, known in pairs:
-        for field, value in known.items():
-            if field in wanted.phases and not prefix:
-                continue  # a phase of the default's
-            if field not in given:
-                if field in LATER_FIELDS:
-                    continue
-                return f"{prefix}{field} is missing"
-            kinds = (int, float) if isinstance(value, int | float) else type(value)
-            if not isinstance(given[field], kinds) and value is not None:
-                return f"{prefix}{field} is {given[field]!r}"
+        # A phase of the default's is none that the run must have.
+        known = {k: v for k, v in known.items() if prefix or k not in wanted.phases}
+        if fault := _field_fault(prefix, given, known):
+            return fault
+    return None
+
+
+def _field_fault(prefix: str, given, known) -> str | None:
+    """The first field of a section that is absent or of another type, in words."""
+    for field, value in known.items():
+        if field not in given:
+            if field in LATER_FIELDS:
+                continue
+            return f"{prefix}{field} is missing"
+        kinds = (int, float) if isinstance(value, int | float) else type(value)
+        if not isinstance(given[field], kinds) and value is not None:
+            return f"{prefix}{field} is {given[field]!r}"
+        if isinstance(value, ConfigDict):
+            fault = _field_fault(f"{prefix}{field}.", given[field], value)
+            if fault:
+                return fault
     return None
 
 
@@ -210,12 +237,9 @@ def open_split(run: Run, split: str | None = None, limit: int | None = None):
     Raises:
       ConfigError, DatasetError: no such split, or nothing in it.
     """
-    if split is None or split == run.config.test_split:
-        source = run.data.test
-    else:
-        config = run.config.copy_and_resolve_references()
-        config.test_split = split
-        source = dataset.load_data(config).test
+    source = run.data.test
+    if split is not None:
+        source = dataset.open_split(run.config, run.data, split)
     if len(source) == 0 or (limit is not None and limit < 1):
         raise ConfigError("there is no image to evaluate; raise --limit")
     return dataset.first_examples(source, limit)

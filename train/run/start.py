@@ -1,5 +1,6 @@
 """The state that a phase starts from: random, pretrained, or an earlier phase's."""
 
+import json
 import logging
 
 import jax
@@ -7,6 +8,8 @@ import numpy as np
 
 from ibsgl_jax import pretrained
 from train.errors import ConfigError
+from train.files import write_json
+from train.method.build import candidates
 from train.method.state import create_state, restart, state_options
 
 LOGGER = logging.getLogger("train")
@@ -39,6 +42,27 @@ def initial_state(config, phase, finished, model, tx):
         params, batch_stats = _pretrained(config, state)
         state = restart(model, tx, params, batch_stats, **options)
     return state
+
+
+def choose_start(config, plan, accuracies, workdir):
+    """The plan with the phase that ``init = "best"`` stands for, as starts.json tells.
+
+    Of two that are equal on the validation split, the earlier.
+    """
+    if plan.phase.init != "best":
+        return plan
+    known = {name: accuracies[name] for name in candidates(config, plan.name)}
+    best = max(known, key=known.get)
+    phase = plan.phase.copy_and_resolve_references()
+    phase.init = best
+    told = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
+    LOGGER.info("%s starts from %s (validation accuracy: %s)", plan.name, best, told)
+    if jax.process_index() == 0:
+        path = workdir / "starts.json"
+        starts = json.loads(path.read_text()) if path.exists() else {}
+        starts[plan.name] = {"init": best, "validation_accuracy": known}
+        write_json(path, starts)
+    return plan._replace(phase=phase)
 
 
 def check_start(config, phase, model, tx):

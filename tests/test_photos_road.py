@@ -1,0 +1,311 @@
+"""The whole road from a folder of pictures to a judged run, on forty drawn ones."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import photos
+from ibsgl_jax import trained
+from tests import pictures, tiny_run
+from train.data import dataset
+from train.errors import ConfigError, DatasetError, UserError
+from train.run import loop, saved_run
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+PHASES = ("head", "plain", "control", "guided")
+
+
+def draw(label, seed):
+    """A bright square on dim noise: left for "left", right for "right"."""
+    rng = np.random.default_rng([label, seed])
+    pixels = rng.integers(0, 60, (32, 40, 3), np.uint8)
+    x, y = int(rng.integers(6, 12)) + 16 * label, int(rng.integers(6, 18))
+    pixels[y : y + 8, x : x + 8] += np.uint8(180)
+    return Image.fromarray(pixels)
+
+
+def fill(folder, number=20):
+    for label, name in enumerate(("left", "right")):
+        (folder / name).mkdir(parents=True)
+        for seed in range(number):
+            draw(label, seed).save(folder / name / f"{seed}.png")
+    return folder
+
+
+def make_config(**changes):
+    """configs/photos.py with a network of seconds."""
+    config = photos.get_config()
+    config.model = "small_resnet"
+    config.model_options.stage_sizes = (1,)
+    config.model_options.stage_strides = (2,)
+    config.model_options.num_filters = 8
+    config.augment = "shift"
+    config.fit, config.eval_transform = "squash", "none"
+    config.head.init = "random"
+    config.head.num_epochs = 1.0
+    config.plain.num_epochs = 6.0
+    config.plain.warmup_epochs = 0.0
+    config.plain.learning_rate = 0.01
+    config.control.num_epochs = config.guided.num_epochs = 1.0
+    config.guided.bottleneck.num_steps = 3
+    config.class_weights = 0.5
+    config.tensorboard = config.progress = False
+    config.picture_phases = ()
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory, compile_cache):
+    """A run of all phases: its folder of pictures, its workdir, its states."""
+    top = tmp_path_factory.mktemp("road")
+    folder = fill(top / "squares")
+    outcome = loop.train_and_evaluate(make_config(data=str(folder)), top / "run")
+    return folder, top / "run", outcome
+
+
+class TestRoad:
+    def test_what_was_open_is_chosen_and_recorded(self, road):
+        config = json.loads((road[1] / "config.json").read_text())
+        # Pictures of 32 pixels; 28 to learn from, at least four batches an epoch, in
+        # multiples of the devices.
+        assert config["image_size"] == 32
+        assert config["batch_size"] == jax.device_count()
+        assert config["head"]["learning_rate"] == 0.003
+        assert config["plain"]["learning_rate"] == 0.01  # as it was given
+        assert config["data"] == str(road[0])
+
+    def test_the_splits_can_be_read(self, road):
+        with open(road[1] / "splits.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 40
+        assert {row["label"] for row in rows} == {"left", "right"}
+        assert {row["split"] for row in rows} == {"train", "validation", "test"}
+
+    def test_the_head_alone_learns_in_its_phase(self, road):
+        head, plain = (road[2][name][0].params for name in ("head", "plain"))
+        config = saved_run.load_config(road[1])
+        start = loop.initial_state(
+            config,
+            config.head,
+            {},
+            *make_model_and_tx(config),
+        ).params
+        same = {
+            name: all(
+                np.array_equal(a, b)
+                for a, b in zip(
+                    jax.tree.leaves(start[name]),
+                    jax.tree.leaves(head[name]),
+                    strict=True,
+                )
+            )
+            for name in start
+        }
+        assert same.pop("fc") is False
+        assert all(same.values()) and len(same) >= 3
+        assert not np.array_equal(head["conv1"]["kernel"], plain["conv1"]["kernel"])
+
+    def test_the_better_phase_is_gone_on_from(self, road):
+        starts = json.loads((road[1] / "starts.json").read_text())
+        assert set(starts) == {"control", "guided"}
+        known = starts["guided"]["validation_accuracy"]
+        assert set(known) == {"head", "plain"}
+        assert known[starts["guided"]["init"]] == max(known.values())
+
+    def test_the_model_keeps_its_class_names(self, road):
+        for phase in PHASES:
+            model = trained.load(road[1] / "models" / f"{phase}.npz")
+            assert model.class_names == ("left", "right")
+
+    def test_sanity_is_in_the_results(self, road):
+        results = json.loads((road[1] / "results.json").read_text())
+        assert results["class_names"] == ["left", "right"]
+        found = results["sanity"]["plain"]
+        assert np.sum(found["confusion"]) == results["num_images"]
+        assert found["accuracy"] == pytest.approx(
+            results["phases"]["plain"]["accuracy"]
+        )
+        assert found["chance"] == 0.5
+
+    def test_a_resumed_run_takes_what_it_chose(self, road):
+        before = (road[1] / "config.json").read_bytes()
+        # The pictures' number would choose the same; a recorded value must win.
+        config = make_config(data=str(road[0]))
+        assert config.image_size == 0
+        loop.train_and_evaluate(config, road[1], table=False)
+        assert (road[1] / "config.json").read_bytes() == before
+
+    def test_it_is_read_back(self, road):
+        run = saved_run.Run(road[1])
+        assert run.data.class_names == ("left", "right")
+        assert not run.notes
+        assert len(saved_run.open_split(run, "validation")) == len(run.data.validation)
+        with pytest.raises(ConfigError, match="no split 'rest'"):
+            saved_run.open_split(run, "rest")
+
+    def test_other_pictures_are_another_run(self, road, tmp_path):
+        folder = shutil.copytree(road[0], tmp_path / "squares")
+        draw(0, 99).save(folder / "left" / "new.png")
+        config = make_config()
+        config.data = str(road[0])
+        data = dataset.load_data(saved_run.load_config(road[1]))
+        assert dataset.changed_pictures(data, road[1]) == ""
+        more = saved_run.load_config(road[1])
+        more.data = str(folder)
+        told = dataset.changed_pictures(dataset.load_data(more), road[1])
+        assert "1 new" in told and "left/new.png" in told
+
+
+def make_model_and_tx(config):
+    from train.method.build import make_model, make_optimizer
+
+    return make_model(config, 2), make_optimizer(config.optimizer, lambda step: 0.0)
+
+
+def test_examples_from_python(tmp_path):
+    examples = [
+        {"image": np.asarray(draw(label, seed)), "label": name}
+        for label, name in enumerate(("left", "right"))
+        for seed in range(20)
+    ]
+    config = make_config(phases=("plain",))
+    config.plain.init = "random"
+    config.plain.num_epochs = 1.0
+    outcome = loop.train_and_evaluate(config, tmp_path / "run", data=examples)
+    assert int(outcome["plain"][0].step) > 0
+    assert 0.0 <= outcome["plain"][1]["accuracy"] <= 1.0
+    with pytest.raises(ConfigError, match="given from Python"):
+        saved_run.Run(tmp_path / "run")
+    assert saved_run.Run(tmp_path / "run", data=examples).data.num_classes == 2
+
+
+def command(*arguments, cwd):
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "train", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        timeout=120,
+    )
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = os.path.abspath("configs/photos.py")
+    done = command(f"--config={config}", "--config.data=empty", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        f"error: {tmp_path}/empty: the folder is empty"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def few(folder):
+    pictures.fill(folder, number=2)
+
+
+def one_class(folder):
+    pictures.fill(folder, classes=("cat",))
+
+
+def empty(folder):
+    folder.mkdir()
+
+
+def not_there(folder):
+    del folder
+
+
+def missing_file(folder):
+    pictures.fill(folder)
+    pictures.write_csv(folder, ["file", "label"], [["cat/0.png", "a"], ["x.png", "b"]])
+
+
+BAD = {
+    few: "fewer than 3 pictures",
+    one_class: "one class",
+    empty: "the folder is empty",
+    not_there: "no such folder",
+    missing_file: "x.png",
+}
+
+
+@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
+def test_bad_folders_leave_nothing(make, tmp_path):
+    make(tmp_path / "photos")
+    with pytest.raises(DatasetError, match=BAD[make]):
+        loop.train_and_evaluate(
+            make_config(data=str(tmp_path / "photos")), tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+WRONG = {
+    "no data": ({}, "--config.data="),
+    "a folder as dataset": ({"dataset": "."}, "give it as --config.data="),
+    "a split that is none": ({"test_split": "test[:10%]"}, "pictures have train"),
+    "a transform that leaves another size": ({"fit": "crop"}, "resize_center"),
+    "no such fit": ({"fit": "stretch"}, "fit='stretch'"),
+    "too large a batch": ({"batch_size": 64}, "lower --config.batch_size"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_fields_leave_nothing(name, tmp_path):
+    changes, told = WRONG[name]
+    folder = pictures.fill(tmp_path / "photos")
+    data = "" if name in ("no data", "a folder as dataset") else str(folder)
+    config = make_config(data=data, **changes)
+    if changes.get("dataset"):
+        config.image_size, config.batch_size = 32, 8
+        for phase in PHASES:
+            config[phase].num_epochs = config[phase].learning_rate = 1.0
+    with pytest.raises(UserError) as info:
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert told in str(info.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_best_needs_something_to_choose_from(tmp_path):
+    config = make_config(data=str(pictures.fill(tmp_path / "photos")))
+    config.phases = ("control",)
+    with pytest.raises(ConfigError, match=r"control\.init='best'"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_a_workdir_in_the_folder(tmp_path):
+    folder = pictures.fill(tmp_path / "photos")
+    with pytest.raises(DatasetError, match="lies in the data folder"):
+        loop.train_and_evaluate(make_config(data=str(folder)), folder / "run")
+    assert not (folder / "run").exists()
+
+
+def test_a_run_of_an_earlier_version_is_read(photo_digits_dir, tmp_path):
+    """Its config.json has none of the fields of pictures."""
+    config = tiny_run.make_config(photo_digits_dir, phases=("plain",))
+    tiny_run.save_untrained(config, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    recorded = json.loads(path.read_text())
+    for field in ("data", "fit", "class_weights", "trackers"):
+        del recorded[field]
+    for phase in ("plain", "control", "guided"):
+        del recorded[phase]["layers"]
+    path.write_text(json.dumps(recorded))
+    run = saved_run.Run(tmp_path / "old")
+    assert run.data.class_names == tuple("0123456789")
+    assert len(saved_run.open_split(run, "validation")) == 24
+    assert dataset.class_weights(run.config, run.data) is None
+    run.config.class_weights = 1.0
+    weights = dataset.class_weights(run.config, run.data)
+    assert len(weights) == 10 and min(weights) > 0
