@@ -173,6 +173,11 @@ def guide(
     chex.assert_rank([features, labels], [4, 1])
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
     if teacher is None:
+        if moments is None:
+            raise ValueError(
+                "guide needs moments: feature_stats.moments of the features on many "
+                "images; or a teacher"
+            )
         teacher = bottleneck.attribute(
             key, head_fn, features, labels, moments, config=config.bottleneck
         ).saliency
