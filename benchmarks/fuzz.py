@@ -1,9 +1,10 @@
 """python -m benchmarks.fuzz --minutes 10 --json: damaged files against every reader.
 
-Each input is read by a forked worker with 1 GiB of memory above its start and 10 s.
-What is neither accepted nor refused in one line (a traceback, crash, hang, memory
-beyond the bound) is kept in --keep with its number; the same --seed makes the same
-inputs. Exit status 1 if there was any.
+Each input is read by a forked worker with 1 GiB of memory above its start and 10 s of
+processor time (that a machine is busy makes no hang; 300 s on the clock do). What is
+neither accepted nor refused in one line (a traceback, crash, hang, memory beyond the
+bound) is kept in --keep with its number; the same --seed makes the same inputs, but for
+checkpoints, whose files have other names each time. Exit status 1 if there was any.
 """
 
 import argparse
@@ -11,9 +12,11 @@ import collections
 import faulthandler
 import json
 import multiprocessing
+import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -22,7 +25,7 @@ from pathlib import Path
 from benchmarks import fuzz_mutations
 from benchmarks.fuzz_targets import TARGETS, outcome
 
-MEMORY, SECONDS = 2**30, 10.0
+MEMORY, CPU_SECONDS, WALL_SECONDS = 2**30, 10, 300.0
 BAD = ("traceback", "crash", "hang", "memory")
 _FORK = multiprocessing.get_context("fork")
 
@@ -46,17 +49,31 @@ def _private() -> int:
     return 0
 
 
+def _next_path(connection, parent):
+    """The path that comes in; None once the process that would send it is gone."""
+    while not connection.poll(1.0):
+        if os.getppid() != parent:
+            return None
+    return connection.recv()
+
+
 def _work(connection, kind, read, warm_up):
     """Reads the files whose paths come in; answers (outcome, words)."""
+    parent = os.getppid()
     faulthandler.disable()  # a crash is counted, not told
     for path in warm_up:  # jax starts here, before the bound is set
-        outcome(read, path)
+        result, words = outcome(read, path)
+        if result != "accepted":
+            connection.send(f"{path.name} is {result}: {words}")
     bound = _private() + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection.send("ready")
     start = _resident()
-    while path := connection.recv():
+    while path := _next_path(connection, parent):
+        spent = int(time.process_time())
+        # The system ends the process by SIGXCPU.
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, -1))
         result = outcome(read, path)
         if _resident() - start > MEMORY:
             result = "memory", f"{_resident() - start} bytes above its start"
@@ -81,8 +98,10 @@ class Worker:
         )
         self.process.start()
         far.close()
-        if not self.connection.poll(120) or self.connection.recv() != "ready":
+        if not self.connection.poll(WALL_SECONDS):
             raise SystemExit(f"the reader of {self.kind} does not start")
+        if (answer := self.connection.recv()) != "ready":
+            raise SystemExit(f"{self.kind}: a whole file is not read; {answer}")
 
     def stop(self):
         if self.process:
@@ -98,14 +117,16 @@ class Worker:
         path.write_bytes(data)
         try:
             self.connection.send(path)
-            if not self.connection.poll(SECONDS):
+            if not self.connection.poll(WALL_SECONDS):
                 self.stop()
-                return "hang", f"over {SECONDS} s"
+                return "hang", f"over {WALL_SECONDS} s on the clock"
             return self.connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.process.join()
             code = self.process.exitcode
             self.stop()
+            if code == -signal.SIGXCPU:
+                return "hang", f"over {CPU_SECONDS} s of processor time"
             return "crash", f"exit status {code}"
 
 
@@ -132,7 +153,7 @@ def make_seeds(targets, folder) -> dict[str, list[Path]]:
 
 
 def fuzz(targets, seed, *, seconds, most, keep, say) -> dict:
-    """Counts of outcomes by kind, and the bad inputs."""
+    """Counts of outcomes by kind, and the bad inputs; ``say`` hears of them often."""
     counts = {kind: collections.Counter() for kind, _, _ in targets}
     bad, start, number = [], time.monotonic(), 0
     folder = Path(tempfile.mkdtemp(prefix="fuzz_"))
@@ -154,9 +175,9 @@ def fuzz(targets, seed, *, seconds, most, keep, say) -> dict:
                 bad.append({"file": str(file), "outcome": result, "words": words})
             number += 1
             if number % 200 == 0:
-                say(f"{number} inputs, {len(bad)} bad")
+                say({"seed": seed, "inputs": number, "counts": counts, "bad": bad})
     except KeyboardInterrupt:
-        say("stopped; the counts so far:\n")
+        print("stopped; the counts so far:", file=sys.stderr)
     finally:
         for worker in workers.values():
             worker.stop()
@@ -172,8 +193,16 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"))
+    parser.add_argument("--out", type=Path, help="a JSON file, written as it goes")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+
+    def say(so_far):
+        line = f"{so_far['inputs']} inputs, {len(so_far['bad'])} bad"
+        print(line, end="\r", file=sys.stderr, flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(so_far, indent=1))
+
     targets = [target for target in TARGETS if target[0] in options.kinds]
     result = fuzz(
         targets,
@@ -181,8 +210,9 @@ def main(arguments=None):
         seconds=60 * options.minutes,
         most=options.inputs,
         keep=options.keep,
-        say=lambda line: print(line, end="\r", file=sys.stderr, flush=True),
+        say=say,
     )
+    say(result)
     if options.json:
         print(json.dumps(result, indent=1))
     else:

@@ -24,7 +24,8 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     """One to eight changes of a file."""
     if rng.random() < 0.5 and data[:1] in b"{[" and (changed := _json(data, rng)):
         return changed
-    if rng.random() < 0.6 and data[:2] == b"PK":
+    # An archive of a checkpoint stands for its folder: only its files are damaged.
+    if data[:2] == b"PK" and (b"_CHECKPOINT_METADATA" in data or rng.random() < 0.6):
         return _member(data, rng)
     length = int.from_bytes(data[:8], "little")
     if rng.random() < 0.6 and data[8:9] == b"{" and 8 + length < len(data):
@@ -42,7 +43,9 @@ def _member(data, rng) -> bytes:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     texts = [n for n in entries if n.endswith(("data.pkl", "about.npy"))]
     name = rng.choice(texts if texts and rng.random() < 0.8 else sorted(entries))
-    if name.endswith("about.npy"):
+    if rng.random() < 0.03:
+        del entries[name]
+    elif name.endswith("about.npy"):
         entries[name] = _text_array(entries[name], rng)
     else:
         entries[name] = mutate(entries[name], rng)

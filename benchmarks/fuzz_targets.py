@@ -4,32 +4,32 @@ A target is (kind, function folder -> seed files, function of one damaged file).
 """
 
 import contextlib
-import importlib
-import importlib.util
 import io
 import json
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from configs import default
+from ibsgl_jax import images, models, pretrained, torch_files, trained
+from ibsgl_jax.app import outputs
+from ibsgl_jax.errors import UserError
+from train.data import labels_csv
+from train.method.check import check_config
+from train.run import checkpoint, saved_run
+
 TORCH = Path(__file__).parents[1] / "tests" / "data" / "torch"
+PICTURES = [f"{label}/{number}.jpg" for label in "ab" for number in range(5)]
 TINY = dict(stage_sizes=(1, 2), num_filters=4)
 
 
-def first_module(*names):
-    """The first of these modules that there is, or None."""
-    for name in names:
-        with contextlib.suppress(ModuleNotFoundError):
-            if importlib.util.find_spec(name):
-                return importlib.import_module(name)
-    return None
-
-
 def read_weights(path):
-    from ibsgl_jax import pretrained
-
     # A whole load takes a trace of the model: for a file that has changed little.
     tensors = pretrained.read_tensors(path)
     if any(name.endswith("layer2.1.bn2.bias") for name in tensors):
@@ -37,8 +37,6 @@ def read_weights(path):
 
 
 def _tensors():
-    from ibsgl_jax import torch_files
-
     tensors = torch_files.read(TORCH / "basic_legacy.pth")
     return {name: np.ascontiguousarray(t) for name, t in tensors.items()}
 
@@ -95,34 +93,23 @@ def make_photos(folder):
 
 
 def read_photo(path):
-    from ibsgl_jax import pretrained
-
-    images = first_module("ibsgl_jax.images", "ibsgl_jax.app.images")
-    images = images or first_module("ibsgl_jax.app.photos")
     images.prepare(images.read(path), pretrained.preprocessing("resnet18"))
 
 
 def make_config(folder):
-    from configs import default
-
     path = folder / "config.json"
     path.write_text(json.dumps(default.get_config().to_dict(), default=str))
     return [path]
 
 
 def read_config(path):
-    saved_run = first_module("train.run.saved_run", "train.saved_run")
     folder = path.parent / "run"
     folder.mkdir(exist_ok=True)
     path.replace(folder / "config.json")
-    saved_run.choose_phases(saved_run.load_config(folder), ["plain"])
+    check_config(saved_run.load_config(folder))
 
 
 def make_model(folder):
-    import jax
-
-    from ibsgl_jax import models, pretrained, trained
-
     options = dict(stage_sizes=(1,), num_filters=4)
     model = models.create("resnet18", num_classes=3, **options)
     images = np.zeros((1, 32, 32, 3), np.float32)
@@ -141,8 +128,6 @@ def make_model(folder):
 
 
 def read_model(path):
-    from ibsgl_jax import trained
-
     trained.load(trained.find(path))
 
 
@@ -154,26 +139,65 @@ def make_explanation(folder):
 
 
 def read_explanation(path):
-    outputs = importlib.import_module("ibsgl_jax.app.outputs")
     path.replace(path.parent / outputs.MARKER)
     outputs.read_marker(path.parent)
 
 
 def make_csv(folder):
     path = folder / "labels.csv"
-    rows = "".join(f"{c}/{i}.jpg,{c},1,2,30,40\n" for c in "ab" for i in range(5))
+    rows = "".join(f"{name},{name[0]},1,2,30,40\n" for name in PICTURES)
     path.write_text("file,label,ymin,xmin,ymax,xmax\n" + rows)
     return [path]
 
 
 def read_csv(path):
-    labels_csv = importlib.import_module("train.data.labels_csv")
+    for name in PICTURES:
+        (path.parent / name).parent.mkdir(exist_ok=True)
+        (path.parent / name).touch()
     path.replace(path.parent / "labels.csv")
     _, faults, notes = labels_csv.read(path.parent)
     if any("\n" in line or "\x1b" in line for line in (*faults, *notes)):
         raise AssertionError("a fault of more than one line")
     if faults:
         raise ValueError(faults[0])
+
+
+class State(NamedTuple):
+    """As much of a TrainState as a checkpoint asks for."""
+
+    step: jax.Array
+    params: dict
+
+
+def _state(fill: float) -> State:
+    params = {"kernel": jnp.full((3, 4), fill), "bias": jnp.full(4, fill)}
+    return State(jnp.int32(7), params)
+
+
+def make_checkpoint(folder):
+    """A phase's checkpoints as archives, with the sums of the files and without."""
+    whole = folder / "whole"
+    with checkpoint.open_manager(whole) as manager:
+        checkpoint.save(manager, _state(0.5), accuracy=0.5, meta={"epoch": 1})
+    files = [path for path in sorted(whole.rglob("*")) if path.is_file()]
+    archives = [folder / "sealed.zip", folder / "unsealed.zip"]
+    for archive, left_out in zip(archives, (None, checkpoint.FILES), strict=True):
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in files:
+                if path.name != left_out:
+                    name = str(path.relative_to(whole))
+                    file.writestr(zipfile.ZipInfo(name), path.read_bytes())
+    return archives
+
+
+def read_checkpoint(path):
+    folder = path.parent / "phase"
+    for old in path.parent.glob("phase*"):  # set aside as damaged, too
+        shutil.rmtree(old)
+    with zipfile.ZipFile(path) as file:
+        file.extractall(folder)
+    with checkpoint.open_manager(folder) as manager:
+        checkpoint.restore(manager, _state(0.0))
 
 
 TARGETS = (
@@ -184,12 +208,9 @@ TARGETS = (
     ("photo", make_photos, read_photo),
     ("config", make_config, read_config),
     ("model", make_model, read_model),
-    *(
-        [("explanation", make_explanation, read_explanation)]
-        if first_module("ibsgl_jax.app.outputs")
-        else []
-    ),
-    *([("csv", make_csv, read_csv)] if first_module("train.data.labels_csv") else []),
+    ("checkpoint", make_checkpoint, read_checkpoint),
+    ("explanation", make_explanation, read_explanation),
+    ("csv", make_csv, read_csv),
 )
 
 
@@ -204,11 +225,12 @@ def outcome(read, path) -> tuple[str, str]:
         return "memory", repr(error)[:300]
     except (ValueError, OSError, SystemExit) as error:
         text = str(error)
-        known = type(error).__module__.startswith(("ibsgl_jax", "train"))
-        plain = type(error) in (ValueError, SystemExit) or isinstance(error, OSError)
         if "MemoryError" in text or "Unable to allocate" in text:
             return "memory", text[:300]
-        if (known or plain) and all(c.isprintable() for c in text):
+        # A subclass of ValueError that is not ours (UnicodeDecodeError) is a traceback.
+        plain = type(error) in (ValueError, SystemExit)
+        known = plain or isinstance(error, OSError | UserError)
+        if known and text.isprintable():
             return "refused", text[:300]
         return "traceback", repr(error)[:300]
     except BaseException as error:  # noqa: BLE001  (also a panic of an extension)

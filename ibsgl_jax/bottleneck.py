@@ -7,7 +7,6 @@ neighbours; finite at any alpha. Imports jax, flax (through PooledLinear),
 optax, chex and numpy only; does no I/O.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,6 +20,9 @@ import optax
 from ibsgl_jax import keys, saliency
 from ibsgl_jax.adam import make_adam
 from ibsgl_jax.blur import make_blur
+from ibsgl_jax.bottleneck_config import FAST as FAST
+from ibsgl_jax.bottleneck_config import MAX_FEATURE, BottleneckConfig
+from ibsgl_jax.bottleneck_config import MIN_STD as MIN_STD
 from ibsgl_jax.convolutions import in_fast_order
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models.heads import PooledLinear
@@ -28,10 +30,6 @@ from ibsgl_jax.saliency import HeadFn
 
 # The smallest share of noise: its log is finite, and so is its reciprocal times beta.
 MIN_REST = 1e-30
-# Features, their means and deviations end here, and min_std begins there: a squared
-# ratio of the two is finite, and so is the sum of millions of them.
-MAX_FEATURE = 1e9
-MIN_STD = 1e-6
 # Elements of features that a CPU takes at a time: up to so many XLA leaves to one
 # thread; handing parts of a step to a second one costs more than it saves.
 CPU_PIECE = 2**14
@@ -40,62 +38,6 @@ CPU_IMAGES = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
-
-
-@dataclasses.dataclass(frozen=True)
-class BottleneckConfig:
-    """Options of the attribution; the defaults are those of IBA's reference code.
-
-    Attributes:
-      beta: weight of the mean capacity against the cross-entropy, >= 0.
-      num_steps: Adam steps on alpha, >= 1. At the last layer 10 steps do not converge
-        there (alpha moves by about 1 a step, from 5); 20 do.
-      num_samples: noise draws per step, >= 1.
-      learning_rate: of Adam, > 0.
-      blur_sigma: standard deviation in cells of the Gaussian that smooths lambda, > 0,
-        or None for no smoothing.
-      initial_alpha: lambda starts at sigmoid(initial_alpha).
-      min_std: features that vary less are treated as varying this much, >= 1e-6.
-      active_threshold: for ``feature_stats.moments``; not read by ``attribute``.
-      relu: clip the noisy features at zero before the head.
-      noise_scale: the head sees noise of so many standard deviations, > 0. Below 1 a
-        gradient from few samples varies less; the capacity is still that of full noise.
-    """
-
-    beta: float = 10.0
-    num_steps: int = 10
-    num_samples: int = 10
-    learning_rate: float = 1.0
-    blur_sigma: float | None = 1.0
-    initial_alpha: float = 5.0
-    min_std: float = 0.01
-    active_threshold: float = 0.01
-    relu: bool = False
-    noise_scale: float = 1.0
-
-    def __post_init__(self):
-        for name in ("num_steps", "num_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("learning_rate", "noise_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
-        if not MIN_STD <= self.min_std <= MAX_FEATURE:
-            raise ValueError(
-                f"min_std={self.min_std}: must be from {MIN_STD} to {MAX_FEATURE}"
-            )
-        if self.beta < 0:
-            raise ValueError(f"beta={self.beta}: must not be negative")
-        if self.blur_sigma is not None and not self.blur_sigma > 0:
-            raise ValueError(
-                f"blur_sigma={self.blur_sigma}: must be positive, or None for no blur"
-            )
-
-
-# At an inner layer: eight passes behind it for one map, where the default takes ninety.
-FAST = BottleneckConfig(
-    num_steps=9, num_samples=1, learning_rate=1.5, initial_alpha=3.0, noise_scale=0.7
-)
 
 
 class Attribution(NamedTuple):
@@ -370,8 +312,8 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
     def total_loss(alpha, noise):
         rest = noise_share(alpha, blur)
         signal = _cells_last((1.0 - rest) * features + rest * moments.mean)
-        mixed = signal + _cells_last(rest * std) * noise
-        mixed = jnp.where(_cells_last(moments.active), mixed, 0.0)
+        mixed = signal[None] + _cells_last(rest * std)[None] * noise
+        mixed = jnp.where(_cells_last(moments.active)[None], mixed, 0.0)
         if config.relu:
             mixed = jax.nn.relu(mixed)
         logits = head_fn(mixed.reshape(-1, height, width, num_channels))
@@ -432,8 +374,9 @@ def _pooled_value_and_grad(
         spread = jnp.sqrt(sum_cells(jnp.square(rest) * variance)) / cells
 
         def loss_of(spatial_mean, spread):
-            pooled = spatial_mean + spread * noise
-            logits = jnp.matmul(pooled, kernel, precision="highest") + bias
+            pooled = spatial_mean[None] + spread[None] * noise
+            logits = jnp.matmul(pooled, kernel, precision="highest")
+            logits += bias[None, None]
             return jnp.mean(_cross_entropy(logits, labels), axis=0)
 
         cross_entropy, vjp_fn = jax.vjp(loss_of, spatial_mean, spread)
@@ -442,8 +385,8 @@ def _pooled_value_and_grad(
         noisy = spread > 0
         by_spread = jnp.where(noisy, by_spread / jnp.where(noisy, spread, 1.0), 0.0)
         by_lam = (
-            by_mean / cells * offset
-            - by_spread / cells**2 * rest * variance
+            (by_mean / cells)[None, None] * offset
+            - (by_spread / cells**2)[None, None] * rest * variance
             + jnp.where(active, 1.0 / rest + lam * r_squared - rest, 0.0)
             * (config.beta / (cells * num_channels))
         )

@@ -167,7 +167,7 @@ def _of_batch(features: chex.Array, mask: chex.Array | None) -> FeatureStats:
     if mask is None:
         count = jnp.float32(features.shape[0])
         mean = jnp.mean(features, axis=0)
-        m2 = jnp.sum(jnp.square(features - mean), axis=0)
+        m2 = jnp.sum(jnp.square(features - mean[None]), axis=0)
         nonzero = jnp.sum(features != 0, axis=0, dtype=jnp.float32)
         return FeatureStats(count, mean, m2, nonzero)
     chex.assert_shape(mask, (features.shape[0],))
@@ -175,6 +175,6 @@ def _of_batch(features: chex.Array, mask: chex.Array | None) -> FeatureStats:
     count = jnp.sum(mask.astype(bool), dtype=jnp.float32)
     # where, not a product: a padded example may hold anything, NaN included.
     mean = jnp.sum(jnp.where(keep, features, 0.0), axis=0) / jnp.maximum(count, 1.0)
-    m2 = jnp.sum(jnp.where(keep, jnp.square(features - mean), 0.0), axis=0)
+    m2 = jnp.sum(jnp.where(keep, jnp.square(features - mean[None]), 0.0), axis=0)
     nonzero = jnp.sum(keep & (features != 0), axis=0, dtype=jnp.float32)
     return FeatureStats(count, mean, m2, nonzero)

@@ -132,7 +132,8 @@ def integrated_gradients(
 
 def _exact(values: chex.Array) -> chex.Array:
     """The values in float32, or in their own dtype where that is wider."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):
+        return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _quadrature(

@@ -14,9 +14,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import bottleneck, losses, saliency
+from ibsgl_jax import bottleneck, feature_stats, losses, saliency
 from ibsgl_jax.bottleneck import BottleneckConfig
-from ibsgl_jax.feature_stats import Moments
+from ibsgl_jax.feature_stats import FeatureStats, Moments
 from ibsgl_jax.saliency import HeadFn
 
 SUPPRESSIONS = (
@@ -164,8 +164,7 @@ def guide(
       teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
         true mask.
       num_examples: of the batch over which ``step="plain"`` takes the mean; N if None.
-        Where the N given are one device's or one part's share of a batch, give the
-        size of the whole one: A' then does not depend on how it is shared out.
+        For one device's share of a batch give the size of the whole one.
 
     Returns:
       A ``Guidance``.
@@ -174,6 +173,11 @@ def guide(
     chex.assert_rank([features, labels], [4, 1])
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
     if teacher is None:
+        if moments is None:
+            raise ValueError(
+                "guide needs moments: feature_stats.moments of the features on many "
+                "images; or a teacher"
+            )
         teacher = bottleneck.attribute(
             key, head_fn, features, labels, moments, config=config.bottleneck
         ).saliency
@@ -218,6 +222,73 @@ def guide(
         blank=(jnp.max(maps[:, 0], axis=(1, 2)) <= 0).astype(jnp.float32),
     )
     return jax.lax.stop_gradient(guidance)
+
+
+class Penalty(NamedTuple):
+    """What ``penalty`` returns.
+
+    Attributes:
+      penalty: float32 [N], for the loss; its gradient flows into the features alone.
+      stats: the feature statistics after this batch.
+      guidance: a ``Guidance``: maps, losses and moves, to be recorded.
+    """
+
+    penalty: chex.Array
+    stats: FeatureStats
+    guidance: Guidance
+
+
+def penalty(
+    key: chex.PRNGKey,
+    head_fn: HeadFn,
+    features: chex.Array,
+    labels: chex.Array,
+    stats: FeatureStats,
+    step: chex.Numeric,
+    *,
+    mu: float = 10.0,
+    ramp: float = 100.0,
+    only_right: bool = True,
+    decay: float = 0.95,
+    config: GuidanceConfig | None = None,
+) -> Penalty:
+    """All of guidance for a loop of one's own: ``mu * KL(A || A')`` per example.
+
+    It is safe on a network that has been trained. One that knows nothing yet has no map
+    worth following: all of mu at once keeps it at chance.
+
+    Args:
+      key, features, labels: as for ``guide``.
+      head_fn: features [N, H, W, K] -> logits [N, C]; stop the gradient of its
+        parameters, which guidance does not move.
+      stats: moving feature statistics, ``feature_stats.init((H, W, K))`` at first.
+      step: from 0.
+      mu: weight of the divergence, >= 0.
+      ramp: steps over which it grows from 0 to mu, > 0.
+      only_right: guide the examples whose prediction is right; False: all of them.
+      decay: of the statistics, per batch, in [0, 1).
+      config: ``GuidanceConfig()`` if None.
+
+    Raises:
+      ValueError: mu is negative, or ramp is not positive.
+    """
+    config = config or GuidanceConfig()
+    if not (mu >= 0 and ramp > 0):
+        raise ValueError(f"mu={mu}, ramp={ramp}: mu must be >= 0 and ramp > 0")
+    stats = feature_stats.update_moving(
+        stats, jax.lax.stop_gradient(features), decay=decay
+    )
+    guided = guide(
+        key, head_fn, features, labels, feature_stats.moments(stats), config=config
+    )
+    divergence = losses.feature_kl(
+        features, guided.target_features, over=config.kl_over, floor=config.kl_floor
+    )
+    share = jnp.minimum(jnp.asarray(step, jnp.float32) / ramp, 1.0)
+    right = jnp.argmax(guided.logits, axis=-1) == labels
+    followed = right if only_right else jnp.ones_like(right)
+    weight = mu * share * followed.astype(jnp.float32)
+    return Penalty(weight * divergence, stats, guided)
 
 
 def saliency_loss(

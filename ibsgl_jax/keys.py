@@ -23,7 +23,7 @@ def check(key: chex.PRNGKey | None, num_examples: int | None = None) -> chex.PRN
     wanted = "jax.random.key(0)"
     if num_examples is not None:
         wanted += ", or keys [N], one per image"
-    if not hasattr(key, "dtype"):
+    if key is None or not hasattr(key, "dtype"):
         raise ValueError(f"key={key!r} is no random key: give {wanted}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         if key.dtype != jnp.uint32 or key.ndim < 1:

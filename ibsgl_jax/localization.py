@@ -90,7 +90,7 @@ def pointing_hit(
     else:
         flat = maps.reshape(maps.shape[0], -1)
         first = jnp.argmax(flat, axis=1, keepdims=True)
-        pointed = (jnp.arange(flat.shape[1]) == first).reshape(maps.shape)
+        pointed = (jnp.arange(flat.shape[1])[None] == first).reshape(maps.shape)
     varies = peak[:, 0, 0] > jnp.min(maps, axis=(1, 2))
     hit = varies & jnp.any(pointed & accepted, axis=(1, 2))
     return _pair(hit.astype(jnp.float32), defined)
@@ -179,7 +179,8 @@ def bounding_box_ratio(
     inside, defined = _check_mask(maps, box_mask)
     size = jnp.sum(inside, axis=(1, 2))
     top = map_measures.pixel_ranks(maps) < size[:, None, None]
-    found = jnp.sum(top & inside, axis=(1, 2))
+    found = jnp.sum(top & inside, axis=(1, 2)).astype(jnp.float32)
+    size = size.astype(jnp.float32)
     small = size <= max_area * maps.shape[1] * maps.shape[2]
     return _pair(map_measures.ratio(found, size), defined & small)
 
@@ -188,7 +189,7 @@ def _check_mask(maps, mask):
     """(the mask as bool, which examples have a finite map and a mask)."""
     chex.assert_rank(maps, 3)
     chex.assert_equal_shape([maps, mask])
-    inside = mask > 0
+    inside = map_measures.is_positive(mask)
     return inside, jnp.any(inside, axis=(1, 2)) & map_measures.is_finite(maps)
 
 
@@ -199,8 +200,11 @@ def _pair(scores, defined):
 
 
 def _iou(predicted, inside):
-    common = jnp.sum(predicted & inside, axis=(1, 2))
-    return map_measures.ratio(common, jnp.sum(predicted | inside, axis=(1, 2)))
+    common, either = (
+        jnp.sum(pixels, axis=(1, 2)).astype(jnp.float32)
+        for pixels in (predicted & inside, predicted | inside)
+    )
+    return map_measures.ratio(common, either)
 
 
 def _dilate(inside, tolerance):

@@ -182,7 +182,7 @@ def _mean_ranks(flat):
         ordered = jnp.sort(x)
         first = jnp.searchsorted(ordered, x, side="left")
         last = jnp.searchsorted(ordered, x, side="right") - 1
-        return (first + last) / (2.0 * max(x.shape[0] - 1, 1))
+        return (first + last).astype(jnp.float32) / (2.0 * max(x.shape[0] - 1, 1))
 
     return jax.vmap(row)(flat)
 
@@ -194,6 +194,11 @@ def _flat(maps):
 def positive(maps):
     """The maps in float32, negative values as zero."""
     return jnp.maximum(maps.astype(jnp.float32), 0.0)
+
+
+def is_positive(mask):
+    """Where a mask of bools or of numbers is set."""
+    return (mask.astype(jnp.int32) if mask.dtype == bool else mask) > 0
 
 
 def ratio(part, whole):

@@ -115,7 +115,7 @@ def sum_and_count(
     if counts is None:
         counts = jnp.ones_like(values)
     chex.assert_equal_shape([values, counts])
-    used = counts > 0
+    used = map_measures.is_positive(counts)
     return jnp.sum(jnp.where(used, values, 0.0)), jnp.sum(used.astype(jnp.float32))
 
 

@@ -200,7 +200,7 @@ def degradation(
     rows, columns = -(-height // tile), -(-width // tile)
     num_tiles = rows * columns
     tile_of = np.arange(height)[:, None] // tile * columns + np.arange(width) // tile
-    sizes = np.bincount(tile_of.ravel())
+    sizes = np.bincount(tile_of.ravel()).astype(np.float32)
     flat = maps.reshape(maps.shape[0], -1).astype(jnp.float32)
     relevance = jax.vmap(
         lambda x: jax.ops.segment_sum(x, tile_of.ravel(), num_tiles) / sizes
@@ -309,7 +309,7 @@ def noisy_linear_imputation(
     images = images.astype(jnp.float32)
     imputed, _ = imputation.solve(images, removed, num_iterations=num_iterations)
     draws = noise * jax.random.normal(key, images.shape[1:], jnp.float32)
-    return jnp.where(removed[..., None], imputed + draws, images)
+    return jnp.where(removed[..., None], imputed + draws[None], images)
 
 
 def sensitivity_n(
@@ -397,4 +397,4 @@ def _removal_curves(prob_fn, images, baseline, ranks, counts, *, finite):
 
 
 def _area(curves, fractions):
-    return jnp.trapezoid(curves, fractions, axis=-1)
+    return jnp.trapezoid(curves, fractions[None], axis=-1)

@@ -65,10 +65,10 @@ def calibration_bins(
     confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=1)
     counted = ~jnp.isnan(confidence)
     if mask is not None:
-        counted &= mask > 0
+        counted &= map_measures.is_positive(mask)
     confidence = jnp.where(counted, confidence, 0.0)
     index = jnp.minimum((confidence * num_bins).astype(jnp.int32), num_bins - 1)
-    member = jax.nn.one_hot(index, num_bins) * counted[:, None]
+    member = jax.nn.one_hot(index, num_bins) * counted[:, None].astype(jnp.float32)
 
     def bin_sums(values):
         return jnp.sum(values[:, None] * member, axis=0)

@@ -104,7 +104,7 @@ def _lite_timm_names(layer: tuple[str, ...]) -> str:
     part, kind = layer[1].split("_")
     convs, first = ("conv_pw", "conv_dw", "conv_pwl"), 0
     if stage == 0:
-        convs, first = (None, "conv_dw", "conv_pw"), 1
+        convs, first = ("", "conv_dw", "conv_pw"), 1
     place = _LITE_PARTS.index(part)
     name = convs[place] if kind == "conv" else f"bn{place + 1 - first}"
     return f"blocks.{stage}.{index}.{name}"
@@ -304,11 +304,10 @@ def _choose_names(model_name, source: _Source, tensors):
 
 def _fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> jax.Array:
     """A tensor in PyTorch's order of axes as our parameter of the given shape."""
+    expected: tuple[int, ...] = shape[::-1]  # [out, in], or [C] as it is
     if len(shape) == 4:  # [out, in, height, width]
         expected = (shape[3], shape[2], shape[0], shape[1])
-    else:  # [out, in], or [C] as it is
-        expected = shape[::-1]
-    found = tuple(tensor.shape)
+    found: tuple[int, ...] = tuple(tensor.shape)
     if len(shape) == 2 and len(found) == 4:  # a dense layer as a convolution
         found = (found[0], math.prod(found[1:]))
     if found != expected:
@@ -337,7 +336,7 @@ def _source(model_name: str) -> _Source:
 
 def _packaged_file(model_name: str, source: _Source) -> Path:
     spec = source.package and importlib.util.find_spec(source.package)
-    if spec:
+    if spec and spec.submodule_search_locations:
         for folder in spec.submodule_search_locations:
             for path in sorted(Path(folder).rglob("*.pth")):
                 return path

@@ -86,11 +86,8 @@ def save(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp.npz")
-    np.savez(
-        scratch,
-        about=json.dumps(about),
-        **{k: np.asarray(v) for k, v in arrays.items()},
-    )
+    saved: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
+    np.savez(scratch, about=json.dumps(about), **saved)
     scratch.replace(path)
 
 
@@ -185,23 +182,24 @@ def _build(path: Path, about: dict, arrays: dict) -> TrainedModel:
     names = about.get("class_names") or [f"class {i}" for i in range(num_classes)]
     if not isinstance(names, list) or len(names) != num_classes:
         raise ValueError(f"class_names are not {num_classes} names")
-    stats, leaves = {}, {}
+    moving, leaves = {}, {}
     for name, value in arrays.items():
         if not np.issubdtype(value.dtype, np.number) or not np.isfinite(value).all():
             raise ValueError(f"array {name!r} is not of finite numbers")
         if name.startswith("feature_stats/"):
-            stats[name.removeprefix("feature_stats/")] = jnp.asarray(value)
+            moving[name.removeprefix("feature_stats/")] = jnp.asarray(value)
         else:
             leaves[tuple(name.split("/"))] = jnp.asarray(value)
     size = preprocessing.size
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     wanted = jax.eval_shape(model.init, jax.random.key(0), image)
     _check_leaves(leaves, traverse_util.flatten_dict(wanted))
-    if stats:
+    stats = None
+    if moving:
         features = jax.eval_shape(
             lambda v, x: model.apply(v, x, method="features"), wanted, image
         )
-        stats = _check_stats(FeatureStats(**stats), features)
+        stats = _check_stats(FeatureStats(**moving), features)
     tree = traverse_util.unflatten_dict(leaves)
     tree.setdefault("batch_stats", {})
     return TrainedModel(
@@ -209,15 +207,16 @@ def _build(path: Path, about: dict, arrays: dict) -> TrainedModel:
         variables=tree,
         preprocessing=preprocessing,
         class_names=tuple(map(str, names)),
-        stats=stats or None,
+        stats=stats,
         name=f"{about['model']} ({path.stem})",
     )
 
 
 def _preprocessing(fields: Mapping) -> Preprocessing:
-    found = Preprocessing(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    )
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+    }
+    found = Preprocessing(**given)
     for name in ("size", "resize"):
         value = getattr(found, name)
         if type(value) is not int or not 0 < value <= _MAX_SIZE:

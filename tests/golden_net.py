@@ -29,7 +29,7 @@ def _conv_relu(params, x, layer):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=HIGHEST,
     )
-    return jax.nn.relu(y + params[f"{layer}_b"])
+    return jax.nn.relu(y + params[f"{layer}_b"].reshape(1, 1, 1, -1))
 
 
 def features(params, x, tap):
@@ -47,7 +47,7 @@ def head(params, a, tap):
     if tap == "A":
         a = _conv_relu(params, a, "conv3")
     pooled = jnp.mean(a, axis=(1, 2))
-    return jnp.dot(pooled, params["fc_w"], precision=HIGHEST) + params["fc_b"]
+    return jnp.dot(pooled, params["fc_w"], precision=HIGHEST) + params["fc_b"][None]
 
 
 def logits(params, x):

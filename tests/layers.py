@@ -18,7 +18,7 @@ PACKAGES = ("ibsgl_jax", "train", "configs", "benchmarks")
 FLOORS = (
     ("errors",),
     ("files",),
-    ("configuration", "command"),
+    ("configuration", "command", "arguments"),
     ("devices",),
     ("data",),
     ("method",),
@@ -28,18 +28,27 @@ FLOORS = (
 )
 # Rooms of the library that do nothing but mathematics, and what they may import.
 MATHEMATICAL = {
+    "adam",
     "attribution",
+    "blur",
+    "bootstrap",
     "bottleneck",
+    "bottleneck_config",
     "cams",
     "convolutions",
     "feature_stats",
     "full_grad",
     "gradients",
     "guidance",
+    "imputation",
+    "keys",
+    "localization",
     "losses",
+    "map_measures",
     "metrics",
     "models",
     "perturbation",
+    "predictions",
     "saliency",
     "tapping",
 }

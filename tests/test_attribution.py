@@ -64,7 +64,7 @@ def tapped_fn(images, perturbations):
     biases = []
 
     def conv_relu(x, layer):
-        bias = PARAMS[f"{layer}_b"]
+        bias = PARAMS[f"{layer}_b"].reshape(1, 1, 1, -1)
         y = bias + jax.lax.conv_general_dilated(
             x,
             PARAMS[f"{layer}_w"],
@@ -81,7 +81,9 @@ def tapped_fn(images, perturbations):
     y = nn.max_pool(conv_relu(images, "conv1"), (2, 2), (2, 2))
     y = conv_relu(conv_relu(y, "conv2"), "conv3")
     pooled = jnp.mean(y, axis=(1, 2))
-    return jnp.dot(pooled, PARAMS["fc_w"], precision="highest") + PARAMS["fc_b"], biases
+    return jnp.dot(pooled, PARAMS["fc_w"], precision="highest") + PARAMS["fc_b"][
+        None
+    ], biases
 
 
 def both_classes(fn):

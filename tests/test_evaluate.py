@@ -1,10 +1,12 @@
 """The evaluation: ragged batches, paired intervals, the sanity check and bad input."""
 
+import dataclasses
 import functools
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from configs import quickstart
 from ibsgl_jax import attribution, metrics
 from tests import tiny_run
 from train import devices, evaluate
@@ -19,7 +22,9 @@ from train.errors import ConfigError
 from train.measure import splits, statistics
 from train.measure.batch import measure, measure_maps, method_maps
 from train.measure.catalogue import MEASURES, NUM_BINS
+from train.measure.controls import control_of
 from train.measure.methods import sanity_verdict
+from train.measure.parts import Parts
 from train.run import saved_run
 
 STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -121,7 +126,7 @@ class TestMissingPieces:
             run.states["plain"].variables,
             without(source, "bbox", "mask"),
         )
-        summary = statistics.summarize(values)
+        summary = statistics.summarize(values, intervals=True)
         groups = {MEASURES[key].group for key in summary}
         assert groups == {"Prediction", "Faithfulness", "Two maps"}
         np.testing.assert_allclose(values["drop"], per_example["plain/drop"], **CLOSE)
@@ -174,7 +179,7 @@ class TestMissingPieces:
         for key in values:
             assert np.isnan(values[key][1]).all(), key
             np.testing.assert_array_equal(values[key][[0, 2]], whole[key][[0, 2]])
-        summary = statistics.summarize(values)
+        summary = statistics.summarize(values, intervals=True)
         assert summary["drop"]["n"] == 2 and summary["drop"]["undefined"] == 1
         assert np.isfinite(summary["drop"]["mean"])
 
@@ -183,15 +188,24 @@ class TestMissingPieces:
         broken = json.loads(json.dumps(results))
         broken |= {"has_boxes": False, "num_images": 1, "num_classes": 1}
         broken["methods"][0]["undefined_maps"] = 2
-        notes = " ".join(evaluate._notes(broken, [run]))
+        notes = " ".join(evaluate.notes_of(broken, [run], 1))
         for words in ("neither boxes", "one image", "one class", "2 of 5 maps of ib"):
             assert words in notes
-        assert evaluate._notes(results, [run]) == []
+        notes = evaluate.notes_of(results, [run], 11)
+        control = "guided has no control: no plain phase with the same init, data and"
+        assert any(note.startswith(control) for note in notes)
+        # Untrained, and below the most frequent class.
+        assert all("control" in note or "maps mean nothing" in note for note in notes)
+        notes = evaluate.notes_of(results | {"split": "validation"}, [run], 20)
+        assert "11 of 20 images, drawn at random" in " ".join(notes)
+        assert "temperature is fitted on split validation itself" in " ".join(notes)
 
 
 class TestSummaries:
     def test_mean_interval_and_count_by_hand(self):
-        summary = statistics.summarize({"drop": np.array([0.0, 1.0, np.nan, 1.0])})
+        summary = statistics.summarize(
+            {"drop": np.array([0.0, 1.0, np.nan, 1.0])}, intervals=True
+        )
         assert summary["drop"]["n"] == 3
         assert summary["drop"]["undefined"] == 1
         np.testing.assert_allclose(summary["drop"]["mean"], 2 / 3)
@@ -296,6 +310,86 @@ class TestFiles:
         assert [(r["method"], r["model"]) for r in ours] == [("hirescam", "guided")]
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """The command measures little."""
+    options = functools.partial(
+        evaluate.Options,
+        methods=("hirescam",),
+        num_perturbed=0,
+        num_sensitivity=0,
+        num_method_images=2,
+        num_sanity=2,
+        num_statistics=16,
+        pictures=False,
+    )
+    monkeypatch.setattr(evaluate, "Options", options)
+
+
+class TestResume:
+    def test_goes_on_with_the_same_numbers(self, evaluated, tmp_path, small):
+        run, source, results, per_example = evaluated
+        options = evaluate.Options(limit=11, num_perturbed=5)
+
+        def go_on(fail_at=None):
+            kept = Parts(tmp_path / "parts", {"run": "tiny"})
+            kept.start({})
+            made = []
+
+            def get(name, make):
+                if name == fail_at:
+                    raise KeyboardInterrupt
+                return Parts.get(kept, name, lambda: made.append(name) or make())
+
+            kept.get = get
+            found = evaluate.evaluate_run(
+                run, source, options=options, progress=False, kept=kept
+            )
+            return made, found
+
+        with pytest.raises(KeyboardInterrupt):
+            go_on(fail_at="phase guided perturbed")
+        made, (again, values) = go_on()
+        assert made == ["phase guided perturbed", "method hirescam"]
+        assert again["phases"]["plain"] == {
+            key: entry
+            for key, entry in results["phases"]["plain"].items()
+            if key != "sensitivity_n"
+        }
+        np.testing.assert_array_equal(values["guided/road"], per_example["guided/road"])
+
+    def test_the_command_takes_the_plan_it_had(self, evaluated, tmp_path, small):
+        run, source, _, _ = evaluated
+        run = SimpleNamespace(**vars(run) | {"workdir": tmp_path})
+        asked = evaluate.Options(limit=11)
+        kept, options = evaluate.start(run, [], source, asked, full=False)
+        assert options == asked and kept.plan is None
+        kept.start(dataclasses.asdict(options) | {"num_images": 4})
+        kept, options = evaluate.start(run, [], source, asked, full=False)
+        assert options.num_images == 4 and options.methods == ("hirescam",)
+        # Another question is another evaluation.
+        kept, options = evaluate.start(run, [], source, asked, full=True)
+        assert options.num_images is None and kept.plan is None
+
+
+class TestControls:
+    def test_same_start_data_and_epochs(self):
+        config = quickstart.get_config()
+        phases = ("plain", "scratch", "control", "guided")
+        with config.unlocked():
+            config.scratch = config.guided.copy_and_resolve_references()
+            config.scratch.init = "random"
+            config.scratch.num_epochs = 10.0
+        assert control_of(config, "guided", phases) == "control"
+        assert control_of(config, "control", phases) is None
+        # As plain from random weights, but for longer.
+        assert control_of(config, "scratch", phases) is None
+        config.scratch.num_epochs = config.plain.num_epochs
+        assert control_of(config, "scratch", phases) == "plain"
+        config.scratch.dataset = "photo_digits/other"
+        assert control_of(config, "scratch", phases) is None
+
+
 class TestBadInput:
     def test_no_run(self, tmp_path, capsys):
         assert evaluate.main(["--workdir", str(tmp_path)]) == 2
@@ -350,8 +444,7 @@ class TestBadInput:
         assert done.returncode == 2
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
-    @pytest.mark.slow
-    def test_the_command_compares_runs(self, tmp_path, photo_digits_dir):
+    def test_the_command_compares_runs(self, tmp_path, photo_digits_dir, small, capsys):
         for name in ("one", "other"):
             config = tiny_run.make_config(photo_digits_dir, phases=("plain",))
             tiny_run.save_untrained(config, tmp_path / name)
@@ -361,9 +454,28 @@ class TestBadInput:
         assert list(results["phases"]) == ["plain", "other/plain"]
         # The same weights: the same numbers.
         assert results["phases"]["plain"] == results["phases"]["other/plain"]
+        assert "other/plain" in (tmp_path / "one" / "report.html").read_text()
+        assert not (tmp_path / "one" / "evaluation.parts").exists()
+        # A second look at the same run: its own name is taken.
+        double = [*arguments, "--compare", *[str(tmp_path / "other")] * 3]
+        assert evaluate.main(double) == 2
+        assert "compared twice" in capsys.readouterr().err
 
-    @pytest.mark.slow
-    def test_the_command_on_one_image(self, tmp_path, photo_digits_dir, capsys):
+    def test_runs_that_cannot_be_compared(self, evaluated):
+        run = evaluated[0]
+        other = SimpleNamespace(
+            name="other",
+            workdir="runs/other",
+            config=SimpleNamespace(image_size=48, batch_size=4),
+            data=SimpleNamespace(num_classes=3),
+        )
+        with pytest.raises(ConfigError, match="has 3 classes and .* 10 classes"):
+            evaluate.comparable([other], run)
+        other.config.image_size = 64
+        with pytest.raises(ConfigError, match="images of 64 pixels and .* 48 pixels"):
+            evaluate.comparable([other], run)
+
+    def test_the_command_on_one_image(self, tmp_path, photo_digits_dir, small, capsys):
         tiny_run.save_untrained(tiny_run.make_config(photo_digits_dir), tmp_path)
         assert evaluate.main(["--workdir", str(tmp_path), "--limit", "1"]) == 0
         assert "one image" in capsys.readouterr().err

@@ -72,6 +72,8 @@ def _bad_reader(path):
         os.abort()
     if text == "hang":
         time.sleep(60)
+    while text == "busy":
+        pass
     if text == "memory":
         return np.ones(2**28)
     if text == "traceback":
@@ -85,7 +87,8 @@ def _bad_reader(path):
 
 class TestWorker:
     def test_names_every_outcome(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(fuzz, "SECONDS", 2.0)
+        monkeypatch.setattr(fuzz, "WALL_SECONDS", 5.0)
+        monkeypatch.setattr(fuzz, "CPU_SECONDS", 1)
         worker = fuzz.Worker("bad", _bad_reader, [], tmp_path)
         expected = {
             "accepted": "accepted",
@@ -95,6 +98,7 @@ class TestWorker:
             "memory": "memory",
             "crash": "crash",
             "hang": "hang",
+            "busy": "hang",
             "": "accepted",  # a new worker goes on
         }
         try:

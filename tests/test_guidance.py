@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibsgl_jax import bottleneck, guidance, losses, saliency
+from ibsgl_jax import bottleneck, feature_stats, guidance, losses, saliency
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.guidance import GuidanceConfig
 from ibsgl_jax.models import PooledLinear
@@ -497,3 +497,56 @@ def test_features_that_are_not_rectified_have_a_finite_divergence():
         np.testing.assert_allclose(
             value, losses.feature_kl(a.clip(0), (a - 1).clip(0), over=over)[0]
         )
+
+
+class TestPenalty:
+    """All of guidance in one call, for a loop of one's own."""
+
+    def make(self, **options):
+        kernel = jax.random.normal(jax.random.key(1), (6, 4))
+        features = jnp.abs(jax.random.normal(jax.random.key(0), (8, 5, 5, 6)))
+        logits = jnp.mean(features, axis=(1, 2)) @ kernel
+        best = jnp.argmax(logits, axis=-1)
+        labels = jnp.where(jnp.arange(8) < 4, best, (best + 1) % 4)
+        config = guidance.GuidanceConfig(
+            bottleneck=bottleneck.BottleneckConfig(num_steps=2, num_samples=1)
+        )
+
+        def total(features, step):
+            result = guidance.penalty(
+                jax.random.key(2),
+                lambda a: jnp.mean(a, axis=(1, 2)) @ kernel,
+                features,
+                labels,
+                feature_stats.init((5, 5, 6)),
+                step,
+                config=config,
+                **options,
+            )
+            return jnp.sum(result.penalty), result
+
+        gradient_fn = jax.jit(jax.grad(total, has_aux=True))
+        return lambda step: gradient_fn(features, step)
+
+    def test_grows_and_follows_right_predictions_only(self):
+        run = self.make(mu=3.0, ramp=10.0)
+        (nothing, _), (half, at_half), (full, at_full) = run(0), run(5), run(20)
+        assert not jnp.any(nothing)
+        np.testing.assert_allclose(half, full / 2, rtol=1e-5)
+        np.testing.assert_allclose(at_half.penalty, at_full.penalty / 2, rtol=1e-5)
+        assert jnp.all(at_full.penalty[:4] > 0) and not jnp.any(at_full.penalty[4:])
+        assert not jnp.any(full[4:]) and jnp.all(jnp.isfinite(full))
+        assert at_full.stats.count == 8
+
+    def test_may_follow_all(self):
+        _, result = self.make(mu=3.0, ramp=1.0, only_right=False)(1)
+        kl = losses.feature_kl(
+            jnp.abs(jax.random.normal(jax.random.key(0), (8, 5, 5, 6))),
+            result.guidance.target_features,
+        )
+        np.testing.assert_allclose(result.penalty, 3.0 * kl, rtol=1e-5)
+
+    @pytest.mark.parametrize("options", [{"mu": -1.0}, {"ramp": 0.0}])
+    def test_bad_options_are_one_line(self, options):
+        with pytest.raises(ValueError, match="mu must be >= 0 and ramp > 0"):
+            self.make(**options)(0)

@@ -160,11 +160,13 @@ SINGLES = {
     "mass": lambda m, k: metrics.mass(m),
     "map_area": lambda m, k: metrics.map_area(m),
     "match_area": lambda m, k: metrics.match_area(m, 0.3),
-    "explanation_map": lambda m, k: metrics.explanation_map(k[..., None] + 0.0, m),
-    "min_max": lambda m, k: metrics.explanation_map(
-        k[..., None] + 0.0, m, normalization="min-max"
+    "explanation_map": lambda m, k: metrics.explanation_map(
+        k[..., None].astype(jnp.float32), m
     ),
-    "keep_top": lambda m, k: metrics.keep_top(k[..., None] + 0.0, m),
+    "min_max": lambda m, k: metrics.explanation_map(
+        k[..., None].astype(jnp.float32), m, normalization="min-max"
+    ),
+    "keep_top": lambda m, k: metrics.keep_top(k[..., None].astype(jnp.float32), m),
 }
 
 

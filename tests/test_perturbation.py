@@ -331,7 +331,7 @@ def linear_sensitivity(images, maps, weights, num_features):
     """``sensitivity_n`` of the linear model 0.1 + sum(weights * image)."""
     return perturbation.sensitivity_n(
         jax.random.key(1),
-        lambda x: 0.1 + jnp.sum(x * weights, axis=(1, 2, 3)),
+        lambda x: 0.1 + jnp.sum(x * weights[None], axis=(1, 2, 3)),
         images,
         maps,
         num_features=num_features,

@@ -1,6 +1,6 @@
 """The report: what it says, that it needs nothing but itself, and that it works."""
 
-import ast
+import importlib
 import json
 import re
 import shlex
@@ -8,12 +8,14 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import quickstart
 from ibsgl_jax import attribution
-from train.configuration import reproducing_command
+from train.configuration import as_module, reproducing_command
 from train.measure.catalogue import MEASURES
-from train.show import charts, figures, report, tables
+from train.show import charts, figures, gallery, report, tables
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +23,51 @@ def page(evaluated):
     """The path of the report of the tiny run."""
     run, source, results, per_example = evaluated
     return report.write_report(run, source, results, per_example)
+
+
+CONTEXT = dict(
+    results=dict(
+        run="<b>x",
+        num_images=3,
+        split="test",
+        seconds=3.2,
+        device="cpu",
+        notes=["<b>x"],
+        before="plain",
+        after="guided",
+        num_method_images=2,
+        phases={"plain": {}},
+    ),
+    dataset="d",
+    model="m",
+    names=["</script><b>x", "b"],
+    headline=[(MEASURES["nll"], "0.1", "0.2", None)],
+    phases=[("Prediction", [(MEASURES["nll"], 3, [{"value": "", "text": "–"}])])],
+    methods={"columns": [], "rows": []},
+    sanity=[],
+    classes={
+        "boxes": False,
+        "left_out": 2,
+        "rows": [{"name": "<b>x", "n": 3, "values": [(None, "–")], "taken_for": ""}],
+    },
+    confusions=[
+        {"phase": "plain", "rows": [("<b>x", [(3, 1.0)])], "pairs": []},
+        {"phase": "guided", "rows": [], "pairs": [("<b>x", "b", 1)]},
+    ],
+    figures=[],
+    training={"legend": [], "charts": []},
+    perturbation={"legend": [], "charts": []},
+    gallery=[],
+    definitions=[],
+    command="<b>x",
+    config="{}",
+)
+
+
+def page_data(page):
+    """What the page's script shows."""
+    text = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
+    return json.loads(text)
 
 
 class TestMarkdown:
@@ -73,12 +120,12 @@ class TestPage:
         text = page.read_text()
         assert text.count("<figure><h3>") == 3
         assert 'aria-label="loss"' in text and 'aria-label="accuracy"' in text
-        assert "python -m train --config=configs/" in text
+        assert "python -m train --config=" in text
         for name in ("before_after.png", "suppression.png", "deletion.png"):
             assert (page.parent / name).stat().st_size > 10_000
 
     def test_notes_are_escaped(self, evaluated, page, monkeypatch):
-        monkeypatch.setattr(report, "_draw_figures", lambda *_: "")
+        monkeypatch.setattr(report, "_draw_figures", lambda *_: [])
         monkeypatch.setattr(report, "gallery", lambda *_: [])
         run, source, results, per_example = evaluated
         renamed = json.loads(json.dumps(results))
@@ -93,8 +140,7 @@ class TestPage:
 
     def test_gallery_says_what_was_measured(self, evaluated, page):
         _, source, _, per_example = evaluated
-        data = re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
-        entries = json.loads(data.replace("<\\/", "</"))
+        entries = page_data(page)["entries"]
         assert {entry["index"] for entry in entries} == set(range(len(source)))
         for entry in entries:
             i = entry["index"]
@@ -109,24 +155,87 @@ class TestPage:
             )
 
 
+class TestGallery:
+    def test_takes_the_worst_the_first_and_what_changed(self, monkeypatch):
+        monkeypatch.setattr(gallery, "GALLERY", dict.fromkeys(gallery.GALLERY, 1))
+        chosen = gallery.choose(
+            [np.array([1.0, 0, 1, 1, 0]), np.array([1.0, 1, 0, 1, 0])],
+            [np.array([0.0, 1, 2, 3, 4]), np.array([0.0, 0, 1, 3, 5])],
+            [None, np.array([0.9, 0.8, 0.2, 0.7, 0.1])],
+            [None, None],
+        )
+        assert chosen == [4, 0, 1, 2]
+        assert gallery.choose(
+            *[[np.ones(2)] * 2] * 3, [np.zeros(2), np.array([0.1, -0.5])]
+        ) == [0, 1]
+
+    def test_a_negligible_map_is_no_colour(self):
+        axis = figures._grid(1, 1)[1][0, 0]
+        heat = np.eye(4)
+        for strength, expected in ((1.0, 1.0), (50.0, 1.0), (1e-3, 1e-3)):
+            figures._show_heat(axis, 1e-6 * heat, 1e-6 * heat, strength=strength)
+            np.testing.assert_allclose(axis.images[-1].get_array().max(), expected)
+
+
+class TestTemplate:
+    def test_names_are_text(self, tmp_path):
+        text = report.render(**CONTEXT)
+        assert "<b>x" not in text and "&lt;b&gt;x" in text
+        data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1]
+        assert json.loads(data)["names"] == ["</script><b>x", "b"]
+
+
 class TestCharts:
     def test_ticks_are_round_and_cover(self):
-        assert charts._ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert charts._ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-        assert charts._ticks(2.0, 2600.0)[-1] == 3000.0
+        assert charts.ticks(0.0, 1.0) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert charts.ticks(0.13, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+        assert charts.ticks(2.0, 2600.0)[-1] == 3000.0
 
     def test_gaps_and_single_points_are_drawn(self):
-        svg = charts._chart(
-            "t",
-            "x",
-            [(0, "a", True, [(0, 1.0), (1, None), (2, float("nan")), (3, 2.0)])],
-        )
-        assert svg.count("<circle") == 2 and "nan" not in svg
-        assert "<svg" in charts._chart("t", "x", [(0, "a", False, [(5, 1.0)])])
+        points = [(0, 1.0), (1, None), (2, float("nan")), (3, 2.0)]
+        chart = charts.chart("t", "x", [(0, "a", True, points)])
+        (line,) = chart["lines"]
+        assert len(line["dots"]) == 2 and "nan" not in line["path"]
+        # From the lower left to the upper right corner of the axes.
+        assert line["dots"] == [(46, 166), (310, 12)]
+        (line,) = charts.chart("t", "x", [(0, "a", False, [(5, 1.0)])])["lines"]
+        assert line["path"].startswith("M310 ") and not line["dots"]
 
     def test_later_phases_start_where_theirs_began(self, evaluated):
         # plain ends at step 8, guided's last is 8 + 8: a tick at 15 must be there.
-        assert re.search(r">15</text>", charts.training_charts(evaluated[0]))
+        first = charts.training_charts(evaluated[0])["charts"][0]
+        assert "15" in [text for _, text in first["columns"]]
+
+
+def parsed(command):
+    """The configuration and the folder that the command's words stand for."""
+    # A shell joins lines at a backslash; shlex does not.
+    words = shlex.split(command.replace("\\\n", ""))
+    words = words[words.index("train") + 1 :]
+    words = words[: words.index("python")] if "python" in words else words
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", flag_values=values, lock_config=True, sys_argv=["train", *words]
+    )
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    rest = values(["train", *words])
+    assert rest == ["train"]
+    return values.config, values.workdir
+
+
+def config_of(name):
+    return importlib.import_module("configs." + name).get_config()
+
+
+def changed_config(name, **changes):
+    config = config_of(name)
+    for field, value in changes.items():
+        target = config
+        *path, last = field.split("__")
+        for part in path:
+            target = target[part]
+        target[last] = value
+    return config
 
 
 class TestCommand:
@@ -134,19 +243,48 @@ class TestCommand:
         command = reproducing_command(quickstart.get_config(), "runs/quickstart")
         assert command.splitlines() == [
             "python -m train --config=configs/quickstart.py --workdir=runs/quickstart",
-            "python -m train.evaluate --workdir runs/quickstart",
+            "python -m train.evaluate --workdir=runs/quickstart",
         ]
 
-    def test_changed_fields_are_given(self):
+    @pytest.mark.parametrize(
+        "config",
+        [
+            *map(config_of, ("cub_resnet50", "textures", "baselines.icasc", "smoke")),
+            changed_config(
+                "quickstart",
+                guided__mu=4.5,
+                phases=("plain", "guided"),
+                seed=7,
+                test_split="validation",
+                guided__guidance__gate="all of them; $HOME 'x'",
+                guided__only_right=False,
+                image_mean=(0.1, 0.2, 0.3),
+            ),
+            changed_config("poster", optimizer__weight_decay=1e-5, model="vgg16"),
+        ],
+        ids=range(6),
+    )
+    @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+    def test_parsed_back_it_is_the_same_configuration(self, config):
+        folder = "runs/it's a $(run)"
+        found, workdir = parsed(reproducing_command(config, folder))
+        assert json.loads(found.to_json()) == json.loads(config.to_json())
+        assert workdir == folder
+
+    def test_fields_of_no_file_make_a_file_of_their_own(self, tmp_path):
         config = quickstart.get_config()
-        config.guided.mu = 4.5
-        config.phases = ("plain", "guided")
-        command = reproducing_command(config, "runs/x")
-        words = shlex.split(command)
-        changed = dict(re.findall(r"--config\.(\S+?)=(.+)", "\n".join(words)))
-        assert changed.keys() == {"guided.mu", "phases"}
-        assert changed["guided.mu"] == "4.5"
-        assert ast.literal_eval(changed["phases"]) == ("plain", "guided")
+        with config.unlocked():
+            config.guided.novelty = (1, (2.0, "x"))
+        first, command, *rest = reproducing_command(config, tmp_path).splitlines()[1:]
+        assert (
+            first == f"python -m train.configuration {tmp_path}/config.json > config.py"
+        )
+        assert command == f"python -m train --config=config.py --workdir={tmp_path}"
+        module = {}
+        exec(as_module(json.loads(config.to_json())), module)
+        made = module["get_config"]()
+        assert made.guided.novelty == (1, (2.0, "x"))
+        assert json.loads(made.to_json()) == json.loads(config.to_json())
 
 
 class TestOverlay:
@@ -176,7 +314,6 @@ class TestOverlay:
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, chromedriver")
 class TestBrowser:
     @pytest.fixture
@@ -185,7 +322,8 @@ class TestBrowser:
         options = webdriver.ChromeOptions()
         options.binary_location = CHROMIUM
         for flag in (
-            "--headless",
+            "--headless=new",
+            "--disable-dev-shm-usage",
             "--no-sandbox",
             "--disable-gpu",
             "--disable-quic",
@@ -205,12 +343,12 @@ class TestBrowser:
         assert messages == []
 
     def test_a_heading_sorts_its_column_both_ways(self, browser):
-        heads = browser.find_elements("css selector", "table.sortable thead button")
+        heads = browser.find_elements("css selector", "#methods thead button")
         column = 2  # AD
 
         def values():
             cells = browser.find_elements(
-                "css selector", f"table.sortable tbody td:nth-child({column + 1})"
+                "css selector", f"#methods tbody td:nth-child({column + 1})"
             )
             return [float(cell.get_attribute("data-value")) for cell in cells]
 
@@ -232,6 +370,8 @@ class TestBrowser:
             return browser.find_elements("css selector", ".card")
 
         assert len(cards()) == 11
+        worst = int(per_example["guided/probability"].argmin())
+        assert f"#{worst}" in cards()[0].text
         choose = (
             "arguments[0].value = arguments[1];"
             "arguments[0].dispatchEvent(new Event('change'))"
@@ -243,6 +383,15 @@ class TestBrowser:
         element = browser.find_element("id", "filter")
         browser.execute_script(choose, element, "fixed")
         assert len(cards()) == fixed.sum()
+        browser.execute_script(choose, element, "changed")
+        answers = [per_example[f"{p}/predicted"] for p in ("plain", "guided")]
+        assert len(cards()) == (answers[0] != answers[1]).sum()
+        browser.execute_script(choose, element, "all")
+        labels = per_example["guided/label"]
+        element = browser.find_element("id", "class")
+        browser.execute_script(choose, element, str(int(labels[0])))
+        assert len(cards()) == (labels == labels[0]).sum()
+        assert all(f"class {int(labels[0])}" in card.text for card in cards())
 
     def test_the_slider_moves_the_line(self, browser):
         browser.execute_script(

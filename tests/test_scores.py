@@ -125,7 +125,7 @@ class TestToMeasure:
 class TestSummarize:
     def test_by_hand(self):
         nan = np.nan
-        summary = statistics.summarize_means(
+        summary = scores.means_of(
             {
                 "accuracy": np.array([1.0, 0.0, 1.0]),
                 "confidence": np.array([0.9, 0.9, 0.5]),

@@ -53,6 +53,21 @@ class TestMeasure:
         # The only block's output is the features: another path to the same layer.
         np.testing.assert_allclose(layer["box_share"], last["box_share"], rtol=0.05)
 
+    def test_without_boxes_maps_are_judged_by_what_they_explain(self, run):
+        examples = open_source(run, limit=4)
+        source = [
+            {k: v for k, v in examples[i].items() if k not in ("bbox", "mask")}
+            for i in range(4)
+        ]
+        found = teachers.measure(run, "plain", source, None)
+        assert found.keys() == {"matched_drop", "deletion_mean", "class_correlation"}
+        values = splits.measure_split(
+            run.config, run.model, run.states["plain"].variables, source
+        )
+        expected = values["matched_drop"].mean()
+        np.testing.assert_allclose(found["matched_drop"], expected, rtol=1e-4)
+        assert 0.0 < found["deletion_mean"] < 1.0
+
 
 class TestCommand:
     def test_measures_once(self, run, capsys, monkeypatch):
@@ -69,7 +84,8 @@ class TestCommand:
 
 
 def test_table_has_means_and_margins():
-    rows = {"a": [dict.fromkeys(teachers.COLUMNS, v) for v in (0.4, 0.6)]}
+    columns = ("box_share", "pointing", "class_correlation")
+    rows = {"a": [dict.fromkeys(columns, v) for v in (0.4, 0.6)]}
     line = teachers.table(rows).splitlines()[-1]
     # Student's t with one degree of freedom: 12.706 * .1414 / sqrt(2).
     assert line == "| a | " + " | ".join(["0.500 ± 1.271"] * 3) + " |"

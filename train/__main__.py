@@ -1,6 +1,7 @@
 """python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
 
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from ibsgl_jax.app.terminal import shown
 from train import command
 from train.errors import UserError
 from train.run.loop import train_and_evaluate
@@ -64,9 +66,10 @@ def main(argv):
     if workdir is None:
         name = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = Path("runs") / Path(name.split(":")[0]).stem
+    command.check_folder("workdir", str(workdir))
     if jax.process_index() == 0:
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        print(f"{workdir}: {devices}", flush=True)
+        print(f"{shown(workdir)}: {devices}", flush=True)
     try:
         train_and_evaluate(
             flags.FLAGS.config, workdir, profile=profile, table=_EVALUATE.value
@@ -110,7 +113,8 @@ def parse_window(text):
     if text is None:
         return None
     first, _, last = text.partition(":")
-    if not (first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+    is_window = re.fullmatch("[0-9]{1,9}:[0-9]{1,9}", text)
+    if not is_window or not 1 <= int(first) <= int(last):
         raise UserError(f"--profile={text}: give FIRST:LAST, such as 10:20")
     return int(first), int(last)
 

@@ -19,6 +19,7 @@ from train.method.check import check_config
 from train.show import tables
 from train.tpu import ahead
 
+MAX_CLASSES = 10**6
 DEFAULT_CONFIG = "configs/imagenet_resnet50.py"
 
 
@@ -108,8 +109,13 @@ def define_flags():
 
 @command.run
 def main(argv):
-    del argv
     given = flags.FLAGS
+    if len(argv) > 1:
+        raise CompileError(f"unexpected argument {argv[1]!r}; see --help")
+    if not 1 <= given.num_classes <= MAX_CLASSES:
+        raise CompileError(
+            f"--num_classes={given.num_classes}: give a number from 1 to {MAX_CLASSES}"
+        )
     # No TPU is looked for; the compiler is asked for by name.
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")

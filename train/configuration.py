@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import pathlib
+import pkgutil
+import pprint
 import shlex
+import sys
 
 from train.files import flatten
 
@@ -42,50 +46,79 @@ def without_new_phases(before: dict, now: dict) -> tuple[dict, dict]:
     return before, now | {"phases": old}
 
 
-# Where the command that reproduces a run looks for the nearest configuration.
-CONFIG_FILES = (
-    "quickstart",
-    "smoke",
-    "poster",
-    "baselines/all",
-    "baselines/saliency_guided",
-    "baselines/icasc",
-)
-
-
 def reproducing_command(config, workdir) -> str:
-    """The command that trains this configuration, from the nearest file in configs/."""
+    """The commands that train and evaluate this configuration, in a shell.
+
+    From the nearest file of configs/ that it can be made of by fields on the command
+    line, else from its JSON by way of a file.
+    """
     wanted = flatten(json.loads(config.to_json()))
-    nearest = None
-    for name in CONFIG_FILES:
-        try:
-            module = importlib.import_module("configs." + name.replace("/", "."))
-        except ModuleNotFoundError:
-            continue
-        known = flatten(json.loads(module.get_config().to_json()))
-        changed = {
-            field: value
-            for field, value in wanted.items()
-            if known.get(field, ...) != value and field not in FREE_FIELDS
-        }
-        unknown = [field for field in changed if field not in known]
-        cost = len(changed) + 100 * len(unknown)
-        if nearest is None or cost < nearest[0]:
-            nearest = cost, name, changed
-    if nearest is None:
-        return f"python -m train --workdir={workdir}"
-    _, name, changed = nearest
+    known = [(name, _overrides(known, wanted)) for name, known in _config_files()]
+    possible = [(*over, name) for name, over in known if over is not None]
+    folder = shlex.quote(str(workdir))
+    evaluate = f"python -m train.evaluate --workdir={folder}"
+    if not possible:
+        return (
+            "# No file of configs/ has its fields; the first line writes one.\n"
+            f"python -m train.configuration {folder}/config.json > config.py\n"
+            f"python -m train --config=config.py --workdir={folder}\n{evaluate}"
+        )
+    _, overrides, name = min(possible, key=lambda e: (e[0], len(e[1]), e[2]))
     options = "".join(
-        f" \\\n    --config.{field}={shlex.quote(_literal(value))}"
-        for field, value in sorted(changed.items())
+        f" \\\n    {shlex.quote(f'--config.{field}={_literal(value)}')}"
+        for field, value in sorted(overrides.items())
     )
+    return f"python -m train --config={name} --workdir={folder}{options}\n{evaluate}"
+
+
+def _config_files():
+    """(path, flat fields) of the files of configs/, those of sweeps left out."""
+    try:
+        package = importlib.import_module("configs")
+    except ModuleNotFoundError:
+        return
+    for module in pkgutil.walk_packages(package.__path__, "configs."):
+        if module.ispkg or module.name.startswith("configs.sweeps"):
+            continue
+        module = importlib.import_module(module.name)
+        path = module.__name__.replace(".", "/") + ".py"
+        yield path, flatten(json.loads(module.get_config().to_json()))
+
+
+def _overrides(known: dict, wanted: dict) -> tuple[int, dict] | None:
+    """(how many fields the file has beyond those, the fields to give); None: cannot be.
+
+    A field that the file lacks, or that is of another type there, cannot be given. One
+    that the run lacks came later, or is of a phase that it does not have.
+    """
+    changed = {field: v for field, v in wanted.items() if known.get(field, ...) != v}
+    for field, value in changed.items():
+        if field not in known or type(known[field]) is not type(value):
+            return None
+    return len(known.keys() - wanted.keys()), changed
+
+
+def _literal(value) -> str:
+    """A value as the flags of ml_collections read it."""
+    return repr(tuples(value)) if isinstance(value, list) else str(value)
+
+
+def tuples(tree):
+    """Lists become the tuples that they were before JSON; models must be hashable."""
+    if isinstance(tree, dict):
+        return {key: tuples(branch) for key, branch in tree.items()}
+    return tuple(map(tuples, tree)) if isinstance(tree, list) else tree
+
+
+def as_module(config: dict) -> str:
+    """A file for --config that has exactly these fields."""
     return (
-        f"python -m train --config=configs/{name}.py --workdir={workdir}{options}\n"
-        f"python -m train.evaluate --workdir {workdir}"
+        '"""The configuration of a run, as it was written into its folder."""\n\n'
+        "from ml_collections import ConfigDict\n\n\n"
+        "def get_config():\n"
+        f"    return ConfigDict({pprint.pformat(tuples(config), width=84)})\n"
     )
 
 
-def _literal(value):
-    if isinstance(value, list):
-        return "(" + "".join(json.dumps(item) + "," for item in value) + ")"
-    return str(value)
+if __name__ == "__main__":
+    print(as_module(json.loads(pathlib.Path(sys.argv[1]).read_text())), end="")

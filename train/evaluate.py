@@ -1,58 +1,59 @@
-"""Judge trained phases: the full evaluation with its report.
+"""Judge trained phases: an evaluation that fits into two minutes, with its report.
 
     python -m train.evaluate --workdir runs/quickstart [--compare runs/other ...]
 
 writes evaluation.json, evaluation.npz, evaluation.md, pictures and report.html into the
-workdir.
+workdir. Where all of it would take more than five minutes, fewer methods and images are
+taken, and said; --full takes all. Interrupted, the same command goes on.
 """
 
-import argparse
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from ibsgl_jax import attribution
 from train import command, devices
-from train.data import dataset
-from train.errors import ConfigError
+from train.arguments import Parser, at_least, some
+from train.errors import ConfigError, disk_errors
 from train.files import write_json, write_text
-from train.measure import splits, statistics, temperature
-from train.measure.batch import perturb, sensitivity
+from train.measure import controls, plan, splits, statistics
 from train.measure.catalogue import MEASURES
-from train.measure.methods import SANITY_LIMIT, evaluate_methods
+from train.measure.classes import class_rows, majority
+from train.measure.methods import SANITY_LIMIT, evaluate_methods, random_network
+from train.measure.parts import Parts, checksum, write_arrays
+from train.measure.phases import Network, part_values
+from train.measure.plan import Options
 from train.run import saved_run
 from train.show import report, tables
+from train.show.names import class_names
+
+CURVES = ("fractions", "deletion_curve", "insertion_curve")
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How many examples each part of the evaluation takes: the first ones of the split.
+class Bar(tqdm):
+    """Progress and time left; what was there already is not time's measure."""
 
-    Attributes:
-      split: of the data set; the config's test split if None.
-      limit: of the split at all; None for all of it.
-      num_perturbed: for deletion, degradation and ROAD.
-      num_sensitivity: for Sensitivity-n.
-      num_method_images: for the table of methods.
-      num_sanity: for the randomised weights.
-    """
+    def __init__(self, total: int, *, progress: bool):
+        super().__init__(
+            total=total,
+            disable=not progress,
+            bar_format="evaluate {percentage:3.0f}% |{bar:30}| {elapsed}, about "
+            "{remaining} left{postfix}",
+        )
 
-    split: str | None = None
-    limit: int | None = None
-    num_perturbed: int = 128
-    num_sensitivity: int = 32
-    num_method_images: int = 128
-    num_sanity: int = 64
+    def advance(self, passes: int, *, new: bool = True):
+        if not new and not self.disable:
+            self.initial += passes
+        self.update(passes)
 
 
 def evaluate_run(
-    run: saved_run.Run, source, *, compare=(), options=None, progress=True
+    run: saved_run.Run, source, *, compare=(), options=None, progress=True, kept=None
 ):
     """Everything that ``python -m train.evaluate`` measures.
 
@@ -63,99 +64,124 @@ def evaluate_run(
         RUN/PHASE.
       options: Options.
       progress: show a bar.
+      kept: parts.Parts, finished by an earlier call; none are kept if None.
 
     Returns:
       (results, per_example): results is what evaluation.json holds; per_example is a
       dict of "phase/measure" and "method/model/measure" -> arrays.
     """
-    options = options or Options()
-    start = time.perf_counter()
-    num = len(source)
-    perturbed = dataset.first_examples(source, min(options.num_perturbed, num))
-    probed = dataset.first_examples(source, min(options.num_sensitivity, num))
-    explained = dataset.first_examples(source, min(options.num_method_images, num))
-    random_part = dataset.first_examples(
-        source, min(options.num_sanity, len(explained))
-    )
+    options, kept, start = options or Options(), kept or Parts(), time.perf_counter()
+    sources = plan.parts_of(source, options)
+    networks = networks_of(run, compare)
     before, after = picture_phases(run)
-
-    phases = {name: (run, state) for name, state in run.states.items()}
-    for other in compare:
-        for name, state in other.states.items():
-            phases[f"{other.name}/{name}"] = (other, state)
-    models = {name: run.states[name] for name in dict.fromkeys((before, after))}
-
-    def num_batches(part):
-        return -(-len(part) // run.config.batch_size)
-
-    # Weighted by rough cost, in batches of the cheap measures.
-    total = len(phases) * (
-        num_batches(source) + 12 * num_batches(perturbed) + 12 * num_batches(probed)
-    ) + len(attribution.METHODS) * 2 * (
-        len(models) * num_batches(explained) + num_batches(random_part)
-    )
-    bar = tqdm(total=total, desc="evaluate", disable=not progress, unit="batch")
-
+    models = {phase: run.states[phase].variables for phase in (before, after)}
+    models[None] = random_network(run)
+    sizes = plan.Sizes(len(source), len(networks), len(models) - 1)
     per_example, summaries, curves = {}, {}, {}
-    for name, (owner, state) in phases.items():
-        bar.set_postfix_str(name)
-        config, variables = owner.config, state.variables
-        values = splits.measure_split(
-            config, owner.model, variables, source, progress=bar.update
+    total = plan.total_passes(options, sizes, run.config.batch_size)
+    with Bar(total, progress=progress) as bar:
+        for phase, network in networks.items():
+            bar.set_postfix_str(phase)
+            values = _phase_values(phase, network, sources, options, kept, bar)
+            if "fractions" in values:
+                curves[phase] = {
+                    kind: [statistics.finite_mean(column) for column in values[kind].T]
+                    for kind in CURVES
+                }
+                del values["fractions"]
+            summaries[phase] = statistics.summarize(values, intervals=True)
+            per_example |= {f"{phase}/{key}": value for key, value in values.items()}
+        methods, sanity, maps_values = evaluate_methods(
+            run,
+            models,
+            sources,
+            options,
+            moments_of=make_moments_of(run, models, options),
+            kept=kept,
+            bar=bar,
         )
-        values |= temperature.measure_split(
-            config, owner.model, variables, source, validation=run.data.validation
-        )
-        for step, part in (
-            (perturb, perturbed),
-            (sensitivity, probed),
-        ):
-            fn = devices.compiled(step, config, owner.model)
-            values |= splits.map_split(
-                config,
-                part,
-                lambda batch, fn=fn, variables=variables: fn(variables, batch),
-                progress=lambda: bar.update(12),
-            )
-        curves[name] = {
-            kind: [statistics.finite_mean(column) for column in values[kind].T]
-            for kind in ("fractions", "deletion_curve", "insertion_curve")
-        }
-        del values["fractions"]
-        summaries[name] = statistics.summarize(values)
-        per_example |= {f"{name}/{key}": value for key, value in values.items()}
-
-    methods, sanity, maps_values = evaluate_methods(
-        run, models, explained, random_part, bar
-    )
-    per_example |= maps_values
-    bar.close()
-
+    names = class_names(run.data)
+    common, share = majority(per_example[f"{before}/label"])
     results = {
         "run": run.name,
         "split": options.split or run.config.test_split,
-        "num_images": num,
-        "num_perturbed": len(perturbed),
-        "num_sensitivity": len(probed),
-        "num_method_images": len(explained),
-        "num_sanity": len(random_part),
+        "num_images": len(sources["measures"]),
+        **plan.numbers_of(sources, options),
         "has_boxes": "bbox" in source[0] or "mask" in source[0],
         "num_classes": run.data.num_classes,
+        "class_names": names,
         "before": before,
         "after": after,
         "interval": "percentile bootstrap over examples, 1000 resamples, 95 %",
         "phases": summaries,
-        "differences": _phase_differences(run, per_example),
+        "differences": controls.differences(run, per_example),
         "curves": curves,
+        "classes": class_rows(per_example, list(run.states), run.data.num_classes),
         "methods": methods,
         "sanity": sanity,
         "sanity_limit": SANITY_LIMIT,
+        "majority": {"name": names[common], "share": share},
         "measures": {key: m._asdict() for key, m in MEASURES.items()},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "seconds": time.perf_counter() - start,
     }
-    results["notes"] = _notes(results, [run, *compare])
-    return results, per_example
+    results["notes"] = notes_of(results, [run, *compare], len(source))
+    if options.num_images is not None:
+        per_example["places"] = plan.places_of(len(source), options.num_images)
+    return results, per_example | maps_values
+
+
+def networks_of(run, compare) -> dict[str, Network]:
+    """The networks to measure: the run's by phase, others by RUN/PHASE."""
+    networks = {
+        phase: Network(run.config, run.model, state.variables, run.data)
+        for phase, state in run.states.items()
+    }
+    for other in compare:
+        for phase, state in other.states.items():
+            networks[f"{other.name}/{phase}"] = Network(
+                other.config, other.model, state.variables, other.data
+            )
+    return networks
+
+
+def _phase_values(phase, network, sources, options, kept, bar):
+    """All parts of one network, per example."""
+    values, batch = {}, network.config.batch_size
+    for part, source in sources.items():
+        if part not in plan.PASSES or not len(source):
+            continue
+        name, one_batch = f"phase {phase} {part}", plan.cost(part, batch, batch)
+        if kept.has(name):
+            bar.advance(plan.cost(part, len(source), batch), new=False)
+        values |= kept.get(
+            name,
+            functools.partial(
+                part_values,
+                network,
+                part,
+                source,
+                validation=plan.drawn(network.data.validation, options.num_images),
+                progress=lambda passes=one_batch: bar.advance(passes),
+            ),
+        )
+    return values
+
+
+def make_moments_of(run, models, options):
+    """Function of a key of models: the moments of its features in training images."""
+
+    @functools.cache
+    def moments_of(name):
+        return splits.data_set_moments(
+            run.config,
+            run.model,
+            models[name],
+            run.data.train,
+            num_examples=options.num_statistics,
+        )
+
+    return moments_of
 
 
 def picture_phases(run) -> tuple[str, str]:
@@ -165,41 +191,43 @@ def picture_phases(run) -> tuple[str, str]:
     return names[0], names[-1]
 
 
-def _phase_differences(run, per_example):
-    """Each later phase against its control: the plain phase from the same weights."""
-    config, rows = run.config, {}
-
-    def of(phase):
-        prefix = f"{phase}/"
-        return {
-            key.removeprefix(prefix): value
-            for key, value in per_example.items()
-            if key.startswith(prefix) and "/" not in key.removeprefix(prefix)
-        }
-
-    for name in run.states:
-        controls = [
-            other
-            for other in run.states
-            if config[other].method == "plain"
-            and config[other].init == config[name].init
-        ]
-        if config[name].method != "plain" and controls:
-            reference = controls[0]
-            rows[name] = {
-                "reference": reference,
-                "measures": statistics.differences(of(name), of(reference)),
-            }
-    return rows
-
-
-def _notes(results, runs):
+def notes_of(results, runs, num_split: int) -> list[str]:
     """What a reader must know about the numbers, one line each."""
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    split = results["split"]
+    if results["num_images"] < num_split:
+        notes.append(
+            f"measured on {results['num_images']} of {num_split} images, drawn at "
+            f"random, and with {len(results['sanity'])} methods of explanation, to fit "
+            "into two minutes; --full takes all"
+        )
+    elif results["reduced"]:
+        notes.append(
+            f"{len(results['sanity'])} methods of explanation, on fewer images, to fit "
+            "into two minutes; --full takes all"
+        )
+    if split == runs[0].config.validation_split:
+        notes.append(
+            f"the temperature is fitted on split {split} itself: its scaled measures "
+            "are a little too good here"
+        )
+    for phase, row in results["phases"].items():
+        share = results["majority"]["share"]
+        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share:
+            notes.append(
+                f"{phase} is right on {row['accuracy']['mean']:.1%} of the images, and "
+                f"naming {results['majority']['name']!r} for each would be on "
+                f"{share:.1%}: a classifier so weak has no reasons, and its maps mean "
+                "nothing"
+            )
+    notes += [
+        f"{phase} has no control: no plain phase with the same init, data and number "
+        "of epochs"
+        for phase in controls.without_control(runs[0])
+    ]
     if not results["has_boxes"]:
         notes.append(
-            f"split {results['split']} has neither boxes nor masks: localisation is "
-            "left out"
+            f"split {split} has neither boxes nor masks: localisation is left out"
         )
     if results["num_images"] == 1:
         notes.append("there is one image: the intervals say nothing")
@@ -222,65 +250,138 @@ def _notes(results, runs):
 
 def write_evaluation(results, per_example, workdir: Path):
     """evaluation.json, evaluation.npz and evaluation.md."""
-    write_json(workdir / "evaluation.json", results, indent=1)
-    with open(workdir / "evaluation.npz", "wb") as file:
-        np.savez_compressed(file, **per_example)
-    write_text(workdir / "evaluation.md", tables.evaluation_markdown(results))
+    with disk_errors():
+        write_json(workdir / "evaluation.json", results, indent=1)
+        write_arrays(workdir / "evaluation.npz", per_example)
+        write_text(workdir / "evaluation.md", tables.evaluation_markdown(results))
 
 
-@command.run
-def main(argv=None) -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(
+def make_parser():
+    parser = Parser(
         prog="python -m train.evaluate", description="Evaluate a run; write its report."
     )
-    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--workdir", required=True, type=some, help="folder of the run")
     parser.add_argument(
         "--compare", nargs="+", default=[], metavar="WORKDIR", help="further runs"
     )
     parser.add_argument(
         "--phases", nargs="+", metavar="PHASE", help="of the run; all of them if absent"
     )
-    parser.add_argument("--split", help="of the data set; the config's test split")
-    parser.add_argument("--limit", type=int, help="images of the split at most")
+    parser.add_argument(
+        "--split", type=some, help="of the data set; the config's test split"
+    )
+    parser.add_argument("--limit", type=at_least(1), help="images of the split at most")
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="all methods and images, however long that takes",
+    )
     parser.add_argument("--no-progress", action="store_true", help="show no bar")
-    arguments = parser.parse_args(argv)
-    options = Options(split=arguments.split, limit=arguments.limit)
+    return parser
+
+
+@command.run
+def main(argv=None) -> int:
+    """The command."""
+    arguments = make_parser().parse_args(argv)
+    asked = Options(split=arguments.split, limit=arguments.limit)
     # Orbax and tfds tell much that no reader of a table needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
     run = saved_run.Run(arguments.workdir, phases=arguments.phases)
     devices.check_devices(run.config)
-    others = [
-        _comparable(saved_run.Run(folder, run.data.num_classes), run)
-        for folder in arguments.compare
-    ]
-    source = saved_run.open_split(run, options.split, options.limit)
-    results, per_example = evaluate_run(
-        run,
-        source,
-        compare=others,
-        options=options,
-        progress=not arguments.no_progress,
-    )
+    others = comparable([saved_run.Run(folder) for folder in arguments.compare], run)
+    source = saved_run.open_split(run, asked.split, asked.limit)
+    with disk_errors():
+        kept, options = start(run, others, source, asked, full=arguments.full)
+        results, per_example = evaluate_run(
+            run,
+            source,
+            compare=others,
+            options=options,
+            progress=not arguments.no_progress,
+            kept=kept,
+        )
     for note in results["notes"]:
         print(f"note: {note}", file=sys.stderr)
     if jax.process_index() == 0:
         write_evaluation(results, per_example, run.workdir)
-        page = report.write_report(run, source, results, per_example)
+        part = plan.parts_of(source, options)["measures"]
+        page = report.write_report(run, part, results, per_example)
+        kept.clear()
         print((run.workdir / "evaluation.md").read_text())
         print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
-def _comparable(other, run):
-    if other.config.image_size != run.config.image_size:
-        raise ConfigError(
-            f"{other.workdir} has images of {other.config.image_size} pixels and "
-            f"{run.workdir} of {run.config.image_size}: they cannot be compared"
+def start(run, others, source, asked, *, full):
+    """What is there of the same evaluation, and the options: as before, or chosen now.
+
+    Returns:
+      (parts.Parts, Options).
+    """
+    networks = networks_of(run, others)
+    weights = {
+        phase: checksum(network.variables) for phase, network in networks.items()
+    }
+    about = {
+        "asked": dataclasses.asdict(asked),
+        "full": full,
+        "images": len(source),
+        "data": [run.config.dataset, run.config.dataset_options.to_dict()],
+        "weights": weights,
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+    }
+    kept = Parts(run.workdir / "evaluation.parts", about)
+    if kept.plan is not None:
+        options = Options(**kept.plan | {"methods": tuple(kept.plan["methods"])})
+        print("going on with an evaluation that was interrupted", file=sys.stderr)
+        return kept, options
+    options = asked
+    if not full:
+        first = next(iter(networks.values()))
+        sizes = plan.Sizes(len(source), len(networks), len(set(picture_phases(run))))
+        speed = plan.time_first_batch(
+            first.config, first.model, first.variables, source
         )
-    if other.config.batch_size != run.config.batch_size:
-        other.config.batch_size = run.config.batch_size
-    return other
+        options = plan.choose(asked, sizes, speed)
+        whole = plan.total_seconds(asked, sizes, speed)
+        if options != asked:
+            print(
+                f"all of it would take about {whole / 60:.0f} minutes: fewer methods "
+                "and images are taken; --full takes all",
+                file=sys.stderr,
+            )
+    kept.start(dataclasses.asdict(options))
+    return kept, options
+
+
+def comparable(others, run):
+    """Further runs that can be measured on the data of the first, with names apart.
+
+    Raises:
+      ConfigError: images of another size, or other classes.
+    """
+    taken = {run.name}
+    for other in others:
+        for field, theirs, ours in (
+            ("images of N pixels", other.config.image_size, run.config.image_size),
+            ("N classes", other.data.num_classes, run.data.num_classes),
+        ):
+            if theirs != ours:
+                raise ConfigError(
+                    f"{other.workdir} has {field.replace('N', str(theirs))} and "
+                    f"{run.workdir} {field.replace('N', str(ours))}: they cannot be "
+                    "compared"
+                )
+        if other.config.batch_size != run.config.batch_size:
+            other.config.batch_size = run.config.batch_size
+        if other.name in taken:
+            other.name = str(other.workdir)
+        if other.name in taken:
+            raise ConfigError(f"{other.workdir} is to be compared twice")
+        taken.add(other.name)
+    return others
 
 
 if __name__ == "__main__":

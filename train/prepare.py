@@ -5,6 +5,7 @@ an environment of their own; what they leave is read without it.
 """
 
 import importlib.util
+import re
 from pathlib import Path
 
 from absl import app, flags
@@ -13,6 +14,8 @@ from train import command
 from train.data import sources
 from train.errors import DatasetError, UserError
 
+# NAME/CONFIG:VERSION, the last two at will.
+NAME = r"[A-Za-z_][A-Za-z0-9_]{0,99}(/[A-Za-z0-9_.+-]{1,99})?(:[0-9.*]{1,20})?"
 # Files that tfds does not download itself.
 MANUAL = {
     "imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"),
@@ -36,6 +39,8 @@ def prepare(name, data_dir, manual_dir=None) -> str:
     Raises:
       DatasetError: something is missing; the message says what and what to do.
     """
+    if not re.fullmatch(NAME, name):
+        raise DatasetError(f"{name!r} is no name of a data set, such as cifar10")
     try:
         builder = sources.prepare(name, data_dir)
         return f"{name} is prepared in {builder.data_path}"
@@ -69,9 +74,12 @@ def prepare(name, data_dir, manual_dir=None) -> str:
 def main(argv):
     if len(argv) != 2:
         raise UserError("usage: python -m train.prepare NAME")
+    for flag in (_DATA_DIR, _MANUAL_DIR):
+        if flag.value is not None:
+            command.check_folder(flag.name, flag.value)
     print(prepare(argv[1], _DATA_DIR.value, _MANUAL_DIR.value))
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=command.make_parser())

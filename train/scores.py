@@ -7,20 +7,21 @@ writes scores_SPLIT.json into the workdir: means over the split of every measure
 measures that it lacks are added.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
 from train import command, devices
+from train.arguments import Parser, at_least, some
 from train.data import dataset
-from train.errors import UserError
+from train.errors import disk_errors
 from train.files import write_json
-from train.measure import scores_file, splits, statistics, temperature
-from train.measure.batch import measure_method, perturb
+from train.measure import scores_file, splits, statistics
+from train.measure.phases import Network, method_values, part_values
 from train.run import saved_run
 from train.show import tables
 
@@ -74,18 +75,16 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
     with bar:
         for phase, part, method in tasks:
             bar.set_postfix_str(f"{phase} {method or ''}")
-            values = _measure(
+            values = _values(
                 run,
-                run.states[phase].variables,
+                *(phase, part, method),
                 parts[part],
-                part,
-                method,
                 progress=lambda part=part: bar.update(scores_file.COSTS[part]),
             )
             entry = {
                 "limit": limits[part],
                 "num_images": len(parts[part]),
-                **statistics.summarize_means(values),
+                **means_of(values),
             }
             scores = record["phases"].setdefault(phase, {})
             if method:
@@ -100,61 +99,55 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
     return record, notes
 
 
-def _measure(run, variables, source, part, method, *, progress):
+def _values(run, phase, part, method, source, *, progress):
     """Per-example arrays of one part of a phase's scores."""
-    config, model = run.config, run.model
-    if part == "measures":
-        values = splits.measure_split(
-            config, model, variables, source, progress=progress
-        )
-        return values | temperature.measure_split(
-            config, model, variables, source, validation=run.data.validation
-        )
-    if part != "methods":
-        less = {"substrates": ("mean",), "others": False} if part == "deletion" else {}
-        step = devices.compiled(perturb, config, model, **less)
-        return splits.map_split(
-            config, source, lambda batch: step(variables, batch), progress=progress
-        )
-    moments = splits.data_set_moments(config, model, variables, run.data.train)
-    step = devices.compiled(
-        measure_method,
-        config,
-        model,
-        num_carried=2,
-        method=method,
-        matched_area=config.matched_area,
-    )
-    return splits.map_split(
-        config, source, lambda batch: step(variables, moments, batch), progress=progress
-    )
+    network = Network(run.config, run.model, run.states[phase].variables, run.data)
+    if not method:
+        return part_values(network, part, source, progress=progress)
+    moments = splits.data_set_moments(*network[:3], run.data.train)
+    return method_values(network, method, source, moments, progress=progress)
+
+
+def means_of(values):
+    """{means, undefined}: None where no example defines a measure."""
+    summary = statistics.summarize(values)
+    return {
+        "means": {
+            key: entry["mean"] if np.isfinite(entry["mean"]) else None
+            for key, entry in summary.items()
+        },
+        "undefined": {
+            key: entry["undefined"]
+            for key, entry in summary.items()
+            if entry["undefined"] and key not in statistics.CALIBRATIONS
+        },
+    }
 
 
 @command.run
 def main(argv=None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m train.scores", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--split", required=True, help="of the data set")
+    parser = Parser(prog="python -m train.scores", description=__doc__)
+    parser.add_argument("--workdir", required=True, type=some, help="folder of the run")
+    parser.add_argument("--split", required=True, type=some, help="of the data set")
     parser.add_argument(
         "--phases", nargs="+", metavar="PHASE", help="all finished ones if absent"
     )
-    scores_file.add_options(parser)
+    scores_file.add_options(parser, at_least)
     parser.add_argument("--no-progress", action="store_true", help="show no bar")
     arguments = parser.parse_args(argv)
     # Orbax and tfds tell much that no reader of a table needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
     limits = scores_file.limits_of(arguments)
-    if any(limit is not None and limit < 0 for limit in limits.values()):
-        raise UserError("a number of images is below 0")
-    record, notes = measure_run(
-        arguments.workdir,
-        arguments.split,
-        phases=arguments.phases,
-        limits=limits,
-        methods=arguments.methods,
-        progress=not arguments.no_progress,
-    )
+    with disk_errors():
+        record, notes = measure_run(
+            arguments.workdir,
+            arguments.split,
+            phases=arguments.phases,
+            limits=limits,
+            methods=arguments.methods,
+            progress=not arguments.no_progress,
+        )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if jax.process_index() == 0:

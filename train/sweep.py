@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 
 from train import command
+from train.arguments import Parser, at_least, some
 from train.configuration import config_changes, without_new_phases
 from train.errors import UserError
 from train.files import write_json
@@ -60,13 +61,30 @@ def config_notes(module, folder: Path, seeds) -> list[str]:
 
 
 def load_module(path: Path):
-    """A file of ``configs/sweeps``, with what may be absent filled in."""
+    """A file of ``configs/sweeps``, with what may be absent filled in.
+
+    Raises:
+      UserError: no such file, or none of a sweep.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}")
     spec = importlib.util.spec_from_file_location("sweep_config", path)
+    if spec is None:
+        raise UserError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     for name, value in (("CONTROLS", {}), ("FINAL", None)):
         if not hasattr(module, name):
             setattr(module, name, value)
+    missing = [name for name in ("SEEDS", "CONTROL") if not hasattr(module, name)]
+    if missing:
+        raise UserError(
+            f"{path} is no sweep: it has no {' and no '.join(missing)}; see "
+            "configs/sweeps"
+        )
     return module
 
 
@@ -82,7 +100,7 @@ def controls_of(module):
 
 
 def make_parser():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m train.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -91,15 +109,16 @@ def make_parser():
     parser.add_argument("--folder", type=Path, help="runs/sweeps/NAME if absent")
     parser.add_argument(
         "--split",
+        type=some,
         default="validation",
         help="what is measured; 'test' once, for the phases that are final",
     )
-    parser.add_argument("--seeds", type=int, help="only the first so many")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds at once")
+    parser.add_argument("--seeds", type=at_least(1), help="only the first so many")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="seeds at once")
     parser.add_argument(
         "--phases", nargs="+", metavar="PHASE", help="only these are measured and shown"
     )
-    scores_file.add_options(parser)
+    scores_file.add_options(parser, at_least)
     parser.add_argument("--table", action="store_true", help="print what is there only")
     parser.add_argument(
         "--columns",
@@ -119,20 +138,35 @@ def make_parser():
     return parser
 
 
+def check(arguments, module, folder: Path):
+    """UserError before anything is trained or written."""
+    known = wanted_phases(module)
+    for flag, names in (("phases", arguments.phases or ()), ("ours", [arguments.ours])):
+        unknown = [name for name in names if known and name not in known]
+        # The default of --ours matters only where other methods are measured.
+        if unknown and (flag == "phases" or arguments.methods):
+            raise UserError(
+                f"--{flag} {unknown[0]}: no phase of {arguments.config}; it has "
+                f"{', '.join(known)}"
+            )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--folder {folder} is no folder")
+    figure = arguments.figure
+    if figure and not (figure.parent.is_dir() and figure.suffix == ".png"):
+        raise UserError(f"--figure {figure}: give FILE.png in a folder that is there")
+
+
 @command.run
 def main(argv=None) -> int:
     """The command."""
     arguments = make_parser().parse_args(argv)
-    if not arguments.config.exists():
-        raise UserError(f"no file {arguments.config}")
-    if arguments.jobs < 1:
-        raise UserError(f"--jobs={arguments.jobs} is below 1")
     if arguments.methods and "hirescam" not in arguments.methods:
         arguments.methods = ["hirescam", *arguments.methods]  # our map L^c
     module = load_module(arguments.config)
     seeds = module.SEEDS[: arguments.seeds]
     folder = arguments.folder or Path("runs/sweeps") / arguments.config.stem
     phases = arguments.phases or (module.FINAL if arguments.split == "test" else None)
+    check(arguments, module, folder)
     for note in config_notes(module, folder, seeds):
         print(f"note: {note}", file=sys.stderr)
     failed = []

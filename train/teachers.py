@@ -2,37 +2,54 @@
 
 Bottleneck maps of one phase's network, without training, by layer, number of steps and
 number of samples; several workdirs are seeds of the same configuration. Printed are
-means over the seeds with half of the 95 % interval.
+means over the seeds with half of the 95 % interval. Without boxes or masks the maps are
+judged by deletion and by the Average Drop at equal area.
 """
 
-import argparse
 import functools
 import json
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from absl import logging as absl_logging
 
-from ibsgl_jax import attribution, bottleneck, feature_stats, metrics, saliency, tapping
+from ibsgl_jax import (
+    attribution,
+    bottleneck,
+    feature_stats,
+    metrics,
+    perturbation,
+    saliency,
+    tapping,
+)
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
-from train import command
+from train import command, devices
+from train.arguments import Parser, at_least, some
 from train.data import dataset
 from train.data.batches import iterate
+from train.errors import UserError, disk_errors
 from train.files import write_json
-from train.measure import splits
-from train.measure.batch import target_mask
+from train.measure import splits, statistics
+from train.measure.batch import make_prob_fn, target_mask
+from train.measure.catalogue import NUM_STEPS
 from train.measure.seeds import mean_and_margin
 from train.method.step import normalize_images
 from train.run import saved_run
 from train.show import tables
 
+# The middle two where there are no boxes; the last is the mean Pearson correlation of
+# the map of the true class with that of the runner-up, 1 for a teacher that does not
+# see the class.
 COLUMNS = {
     "box_share": "box share",
     "pointing": "pointing",
+    "matched_drop": "Average Drop, equal area",
+    "deletion_mean": "deletion, mean colour",
     "class_correlation": "correlation between classes",
 }
 # Images that the statistics of an inner layer are taken from.
@@ -48,6 +65,14 @@ class Teacher(NamedTuple):
     beta: float = 10.0
     blur_sigma: float = 0.5  # cells of the layer
 
+    def config(self) -> BottleneckConfig:
+        return BottleneckConfig(
+            num_steps=self.num_steps,
+            num_samples=self.num_samples,
+            beta=self.beta,
+            blur_sigma=self.blur_sigma or None,
+        )
+
     def title(self) -> str:
         layer = self.layer or "last"
         samples = "sample" if self.num_samples == 1 else "samples"
@@ -60,71 +85,85 @@ def measure(run, phase: str, source, teacher: Teacher | None) -> dict:
     """Means over a source of the teacher's maps; None: of L^c itself.
 
     Returns:
-      {box_share, pointing, class_correlation}: the last is the mean Pearson correlation
-      of the map of the true class with that of the runner-up, 1 for a teacher that does
-      not see the class.
+      dict of those of ``COLUMNS`` that the data define (NaN where no example does):
+      localisation where there are boxes or masks, else what the maps explain.
     """
     config, model, variables = run.config, run.model, run.states[phase].variables
-    features_fn = make_features_fn(model, variables)
-    head_fn = make_head_fn(model, variables)
-    logits_fn = jax.jit(lambda images: head_fn(features_fn(images)))
-    if teacher is None:
-        maps_fn = jax.jit(
-            lambda keys, images, classes: attribution.hirescam(
-                head_fn, features_fn(images), classes
-            )
-        )
-    else:
-        if teacher.layer:
-            shape = (config.image_size, config.image_size, 3)
-            features_fn, head_fn = tapping.linen(
-                model, variables, teacher.layer, image_shape=shape, train=False
-            )
-        moments = _moments(config, features_fn, run.data.train)
-        maps_fn = _bottleneck_maps(teacher, moments, features_fn, head_fn)
-    sums = {name: np.zeros(2) for name in COLUMNS}
-    for batch in splits.placed_batches(config, source):
-        images = normalize_images(batch["image"], **dataset.image_stats(config))
-        labels, real = jnp.asarray(batch["label"]), jnp.asarray(batch["example_mask"])
-        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(
-            batch["place"]
-        )
-        others = saliency.runner_up(logits_fn(images), labels)
-        small, small_others = (maps_fn(keys, images, c) for c in (labels, others))
-        maps = saliency.upsample(small, images.shape[1:3])
-        target = target_mask(batch)
-        share, known = metrics.box_share(maps, target)
-        hit, hit_known = metrics.pointing_hit(maps, target)
-        correlation = _correlation(small, small_others)
-        defined = jnp.isfinite(correlation)
-        for name, values, counts in (
-            ("box_share", share, known * real),
-            ("pointing", hit, hit_known * real),
-            ("class_correlation", correlation, defined * real),
-        ):
-            sums[name] += np.array(metrics.sum_and_count(values, counts))
-    return {name: float(total / max(n, 1)) for name, (total, n) in sums.items()}
+    values = splits.collect(
+        measure_teacher,
+        config,
+        model,
+        source,
+        variables,
+        _moments(config, model, variables, teacher, run.data.train),
+        teacher=teacher,
+        matched_area=config.matched_area,
+        rivals=run.data.num_classes > 1,
+    )
+    summary = statistics.summarize(values, keys=COLUMNS)
+    return {name: entry["mean"] for name, entry in summary.items()}
 
 
-def _bottleneck_maps(teacher, moments, features_fn, head_fn):
-    options = BottleneckConfig(
-        num_steps=teacher.num_steps,
-        num_samples=teacher.num_samples,
-        beta=teacher.beta,
-        blur_sigma=teacher.blur_sigma or None,
+def measure_teacher(
+    variables, moments, batch, *, model, image_stats, teacher, matched_area, rivals
+) -> dict:
+    """The measures of ``COLUMNS`` of one batch, per example: [N] each."""
+    images = normalize_images(batch["image"], **image_stats)
+    labels, size = batch["label"], images.shape[1:3]
+    features_fn, head_fn = functions(model, variables, teacher, images.shape[1:])
+    features = features_fn(images)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(
+        batch["place"]
     )
 
-    @jax.jit
-    def maps_fn(keys, images, classes):
-        features = features_fn(images)
+    def maps_fn(classes):
+        if teacher is None:
+            return attribution.hirescam(head_fn, features, classes)
         return bottleneck.attribute(
-            keys, head_fn, features, classes, moments, config=options
+            keys, head_fn, features, classes, moments, config=teacher.config()
         ).saliency
 
-    return maps_fn
+    small = maps_fn(labels)
+    maps, values = saliency.upsample(small, size), {}
+    if rivals:
+        others = saliency.runner_up(head_fn(features), labels)
+        values["class_correlation"] = _correlation(small, maps_fn(others))
+    target = target_mask(batch)
+    if target is not None:
+        for name, (score, count) in (
+            ("box_share", metrics.box_share(maps, target)),
+            ("pointing", metrics.pointing_hit(maps, target)),
+        ):
+            values[name] = jnp.where(count > 0, score, jnp.nan)
+        return values
+    prob_fn = make_prob_fn(model, variables, labels)
+    matched = metrics.explanation_map(images, metrics.match_area(maps, matched_area))
+    values["matched_drop"] = metrics.drop(prob_fn(images), prob_fn(matched))
+    values["deletion_mean"] = perturbation.deletion_insertion(
+        prob_fn,
+        images,
+        maps,
+        perturbation.mean_baseline(images),
+        num_steps=NUM_STEPS,
+    ).deletion_auc
+    return values
 
 
-def _moments(config, features_fn, source):
+def functions(model, variables, teacher, image_shape):
+    """(features_fn, head_fn) at the teacher's layer."""
+    if teacher is None or not teacher.layer:
+        return make_features_fn(model, variables), make_head_fn(model, variables)
+    return tapping.linen(
+        model, variables, teacher.layer, image_shape=image_shape, train=False
+    )
+
+
+def _moments(config, model, variables, teacher, source):
+    """Of the features at the teacher's layer, in training images; None for L^c."""
+    if teacher is None:
+        return None
+    shape = (config.image_size, config.image_size, 3)
+    features_fn, _ = functions(model, variables, teacher, shape)
     part = dataset.first_examples(source, NUM_STATISTICS)
 
     @jax.jit
@@ -132,12 +171,9 @@ def _moments(config, features_fn, source):
         images = normalize_images(images, **dataset.image_stats(config))
         return feature_stats.update(stats, features_fn(images), mask)
 
-    stats = None
+    images = jnp.zeros((1, *shape), jnp.float32)
+    stats = feature_stats.init(jax.eval_shape(features_fn, images).shape[1:])
     for batch in iterate(dataset.eval_batches(config, part, shard=(0, 1))):
-        if stats is None:
-            images = jnp.zeros(batch["image"].shape, jnp.float32)
-            shape = jax.eval_shape(jax.jit(features_fn), images).shape
-            stats = feature_stats.init(shape[1:])
         stats = update(stats, batch["image"], batch["example_mask"])
     return feature_stats.moments(stats)
 
@@ -155,53 +191,101 @@ def _correlation(maps, others):
 
 def table(rows: dict) -> str:
     """Markdown of {title: [dict per seed]}: mean and half of the 95 % interval."""
+    known = {
+        name: title
+        for name, title in COLUMNS.items()
+        if any(name in seed for seeds in rows.values() for seed in seeds)
+    }
 
     def cell(values):
         mean, margin = mean_and_margin(values)
+        if not math.isfinite(mean):
+            return "–"
         return f"{mean:.3f} ± {margin:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
     return tables.markdown(
-        ("map", *COLUMNS.values()),
+        ("map", *known.values()),
         [
-            (title, *(cell([seed[name] for seed in seeds]) for name in COLUMNS))
+            (title, *(cell([s.get(name, math.nan) for s in seeds]) for name in known))
             for title, seeds in rows.items()
         ],
     )
 
 
-@command.run
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
+def make_parser():
+    parser = Parser(
         prog="python -m train.teachers", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--workdir", nargs="+", required=True, help="runs: the seeds")
+    parser.add_argument(
+        "--workdir", nargs="+", type=some, required=True, help="runs: the seeds"
+    )
     parser.add_argument("--phase", default="plain", help="whose network")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--limit", type=int, default=512, help="images at most")
+    parser.add_argument("--split", type=some, default="validation")
+    parser.add_argument("--limit", type=at_least(1), default=512, help="images at most")
     parser.add_argument("--layers", nargs="*", default=[], help="inner layers to add")
-    parser.add_argument("--steps", nargs="*", type=int, default=[10, 15, 20, 40])
-    parser.add_argument("--samples", nargs="*", type=int, default=[1, 10])
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--steps", nargs="*", type=at_least(1), default=[10, 15, 20, 40]
+    )
+    parser.add_argument("--samples", nargs="*", type=at_least(1), default=[1, 10])
+    return parser
+
+
+def check(runs, args):
+    """UserError before anything is measured: phases, layers, splits, old results."""
+    for run in runs:
+        saved_run.open_split(run, args.split, args.limit)
+        devices.check_devices(run.config)
+        shape = (run.config.image_size, run.config.image_size, 3)
+        variables = run.states[args.phase].variables
+        for layer in args.layers:
+            try:
+                functions(run.model, variables, Teacher(layer, 1, 1), shape)
+            except ValueError as error:
+                raise UserError(f"--layers {layer}: {error}") from error
+        read(run.workdir, args.split)
+
+
+def read(workdir: Path, split: str) -> dict:
+    """What is measured already, by title."""
+    path = workdir / f"teachers_{split}.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it") from None
+
+
+@command.run
+def main(argv=None) -> int:
+    """The command."""
+    args = make_parser().parse_args(argv)
+    # Orbax and tfds tell much that no reader of a table needs.
+    absl_logging.set_verbosity(absl_logging.ERROR)
     teachers = [None]
     for layer in ("", *args.layers):
         teachers += [Teacher(layer, n, s) for n in args.steps for s in args.samples]
     teachers += [Teacher("", 20, 1, beta) for beta in (1.0, 100.0)]
     teachers += [Teacher("", 20, 1, blur_sigma=blur) for blur in (1.0, 0.0)]
     rows = {}
-    for workdir in args.workdir:
-        path = Path(workdir) / f"teachers_{args.split}.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        run = saved_run.Run(workdir, phases=(args.phase,))
+    runs = [saved_run.Run(workdir, phases=(args.phase,)) for workdir in args.workdir]
+    check(runs, args)
+    for run in runs:
+        known = read(run.workdir, args.split)
         source = saved_run.open_split(run, args.split, args.limit)
         for teacher in teachers:
             title = teacher.title() if teacher else "L^c"
             key = f"{args.phase}, {args.limit} images: {title}"
             if key not in known:
-                print(f"{workdir}: {title}", file=sys.stderr, flush=True)
+                print(f"{run.workdir}: {title}", file=sys.stderr, flush=True)
                 known[key] = measure(run, args.phase, source, teacher)
-                write_json(path, known, indent=1)
-            rows.setdefault(title, []).append(known[key])
-    print(f"{len(args.workdir)} seeds, phase {args.phase}, {args.split} split\n")
+                with disk_errors():
+                    path = run.workdir / f"teachers_{args.split}.json"
+                    write_json(path, known, indent=1)
+            # JSON has no NaN: null is what no example defines.
+            found = {k: math.nan if v is None else v for k, v in known[key].items()}
+            rows.setdefault(title, []).append(found)
+    print(f"{len(runs)} seeds, phase {args.phase}, {args.split} split\n")
     print(table(rows))
     return 0
 

@@ -6,7 +6,7 @@ Titles are names of files and classes: text, never markup.
 import io
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ COLOUR_MAP = "inferno"
 # gradients) would otherwise leave the rest of the map dark.
 DISPLAY_QUANTILE = 0.995
 RELATIVE = f"relative to the map's {100 * DISPLAY_QUANTILE:.1f} % quantile"
-_AS_TEXT = {"parse_math": False, "usetex": False}
+_AS_TEXT: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 
 class Panel(NamedTuple):
@@ -48,15 +48,14 @@ def overlay(panel: Panel, *, title: str) -> bytes:
     title = f"{_shorten(shown(title), 44)}\n{panel.method}"
     axes.set_title(title, fontsize=13, **_AS_TEXT)
     if peak > 0:
-        in_unit = panel.unit is not None
         bar = figure.colorbar(
-            _scale(peak if in_unit else 1.0),
+            _scale(1.0 if panel.unit is None else peak),
             ax=axes,
             fraction=0.05,
             pad=0.03,
             extend="max",
         )
-        bar.set_label(panel.unit if in_unit else RELATIVE, fontsize=12)
+        bar.set_label(RELATIVE if panel.unit is None else panel.unit, fontsize=12)
         bar.ax.tick_params(labelsize=11)
     return _png(figure)
 

@@ -42,7 +42,7 @@ def explain(
     arguments: Sequence[str],
     *,
     methods: Sequence[str],
-    out: str,
+    out: str | Path,
     model: str,
     weights: str | None = None,
     checkpoint: str | None = None,
@@ -73,7 +73,7 @@ def explain(
     inputs = [*paths, *(Path(file) for file in (weights, checkpoint) if file)]
     outputs.check(out, plan.names, inputs)
     classifier = classifiers.load(model, weights=weights, checkpoint=checkpoint)
-    target = classifiers.parse_class(target, classifier.class_names)
+    one_class = classifiers.parse_class(target, classifier.class_names)
     features_fn, head_fn = classifiers.split(classifier, layer)
     moments, stats_source = None, None
     if "ib" in methods:
@@ -87,7 +87,7 @@ def explain(
             sources=found.sources,
         )
     explain_fn = make_explain_fn(
-        methods, classifier, features_fn, head_fn, moments, seed, target
+        methods, classifier, features_fn, head_fn, moments, seed, one_class
     )
     blocks = photos.read_blocks(
         found.sources,
@@ -143,10 +143,11 @@ class Results:
         classifier: Classifier,
         about: dict,
     ):
-        self.entries = []
+        self.entries: list[dict] = []
         self.failures = list(found.failures)
         self._folder, self._classifier, self._about = folder, classifier, about
-        self._found, self._plan, self._rows, self._num_sheets = found, plan, [], 0
+        self._found, self._plan, self._num_sheets = found, plan, 0
+        self._rows: list[tuple] = []
         sources = map(id, found.sources)
         self._places = dict(zip(sources, range(len(found.sources)), strict=True))
 

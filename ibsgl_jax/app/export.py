@@ -20,7 +20,7 @@ FORMAT = "ibsgl export 1"
 def export_function(
     *,
     method: str,
-    out: str,
+    out: str | Path,
     model: str,
     weights: str | None = None,
     checkpoint: str | None = None,

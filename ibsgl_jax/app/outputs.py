@@ -247,7 +247,7 @@ class OutputFolder:
         self._leftovers = [
             name for name in marker.scratch if name.startswith(".ibsgl-")
         ]
-        self._maps = None
+        self._maps: maps_file.MapsFile | None = None
 
     def open(self, methods: Sequence[str], num_photos: int, shape) -> None:
         """Reserve the room for all maps and for the JSON, then leave the marker.
@@ -304,11 +304,13 @@ class OutputFolder:
 
     def write_maps(self, index: int, maps: dict) -> None:
         """One photo's maps, method -> [H, W]; see ``MapsFile.write``."""
+        assert self._maps is not None, "open comes first"
         self._maps.write(index, maps)
 
     def finish(self, explanation: dict, num_photos: int) -> None:
         """``maps.npz`` of the first photos, and the JSON, into their places."""
         if num_photos:
+            assert self._maps is not None, "open comes first"
             self._maps.finish(num_photos)
             self._rename(self._scratch["npz"], self.path / MAPS)
             self._written[MAPS] = (self.path / MAPS).stat().st_size

@@ -59,7 +59,7 @@ def find(arguments: Iterable[str]) -> Found:
     are left out wherever they are found.
     """
     found = Found([], [], [], [])
-    seen = set()
+    seen: set[str] = set()
     for argument in arguments:
         path = Path(argument)
         if argument == "-" or _is_pipe(path):
@@ -313,6 +313,7 @@ def read_blocks(
                 failures.append(f"{source.path}: cannot be prepared ({error})")
         pixels = None
         if photos:
-            pixels = [photo.pixels for _, photo in photos]
-            pixels = np.stack(pixels + pixels[-1:] * (block_size - len(pixels)))
+            prepared = [photo.pixels for _, photo in photos]
+            missing = block_size - len(prepared)
+            pixels = np.stack(prepared + prepared[-1:] * missing)
         yield Block(photos, pixels, failures)

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +81,8 @@ def feature_moments(
         return known
     for failure in found.failures:
         warn(f"left out of the statistics: {failure}")
-    blocks = _told(blocks(found.sources), len(found.sources))
-    moments = _measure(features_fn, blocks)
+    told = _told(blocks(found.sources), len(found.sources))
+    moments = _measure(features_fn, told)
     source = f"{folder.resolve()} ({len(found.sources)} files)"
     _write(places, fingerprint, source, moments)
     return moments, source
@@ -172,7 +173,9 @@ def _kept(path: Path) -> tuple[str, str, feature_stats.Moments] | None:
 
 
 def _write(places: Sequence[Path], fingerprint: str, source: str, moments) -> None:
-    arrays = {name: np.asarray(x) for name, x in moments._asdict().items()}
+    arrays: dict[str, Any] = {
+        name: np.asarray(x) for name, x in moments._asdict().items()
+    }
     for path in places:
         # Only what an earlier run kept there is replaced.
         if os.path.lexists(path) and (path.is_symlink() or _kept(path) is None):

@@ -46,7 +46,7 @@ __all__ = [
     "make_head_fn",
 ]
 
-MODELS = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_resnet": SmallResNet,
     "resnet18": ResNet18,
     "resnet34": ResNet34,

@@ -27,4 +27,5 @@ class PooledLinear:
         pooled = jnp.mean(features.astype(jnp.float32), axis=(-3, -2))
         kernel, bias = self.kernel.astype(jnp.float32), self.bias.astype(jnp.float32)
         # In float32 on every device: never in TF32 or bfloat16.
-        return jnp.matmul(pooled, kernel, precision="highest") + bias
+        logits = jnp.matmul(pooled, kernel, precision="highest")
+        return logits + jnp.broadcast_to(bias, logits.shape)

@@ -174,8 +174,8 @@ def perturb(
         tile=-(-maps.shape[1] // TILES_PER_SIDE),
         num_steps=NUM_STEPS,
     )
-    values["morf"] = jnp.trapezoid(tiles.morf, tiles.fractions, axis=-1)
-    values["lerf"] = jnp.trapezoid(tiles.lerf, tiles.fractions, axis=-1)
+    values["morf"] = jnp.trapezoid(tiles.morf, tiles.fractions[None], axis=-1)
+    values["lerf"] = jnp.trapezoid(tiles.lerf, tiles.fractions[None], axis=-1)
     values["degradation"] = tiles.area
     morf, lerf = (
         perturbation.road(

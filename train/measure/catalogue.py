@@ -24,222 +24,174 @@ class Measure(NamedTuple):
     definition: str
 
 
-def _measures():
-    matched = "; each map raised to the power that gives it the common mean area"
-    drop = (
-        "Average Drop (Chattopadhay et al. 2018): mean of max(p - o, 0) / p, where p "
-        "is the label's softmax probability on the image and o on the "
-    )
-    increase = "Average Increase: share of images with o > p, o on the "
-    product = "normalised image times map / max(map) (hidden pixels: mean colour)"
-    half = (
-        "image with the 50 % most salient pixels kept, unscaled, the others at the "
-        "mean colour (Score-CAM's variant)"
-    )
-    yield "accuracy", Measure("Prediction", "accuracy", "higher", False, "Top 1.")
-    yield (
-        "nll",
-        Measure(
-            "Prediction",
-            "NLL",
-            "lower",
-            False,
-            "Negative log-likelihood of the label, nats.",
-        ),
-    )
-    yield (
-        "calibration_error",
-        Measure(
-            "Prediction",
-            "calibration error",
-            "lower",
-            False,
-            f"Expected calibration error, {NUM_BINS} equal bins of the confidence "
-            "(Guo et al. 2017). Resampling adds to it: its interval lies high.",
-        ),
-    )
-    scaled = "after dividing the logits by one temperature, fitted on validation"
-    for name, title, better, text in (
-        ("nll_scaled", "NLL, scaled", "lower", f"NLL {scaled} (Guo et al. 2017)."),
-        (
-            "calibration_scaled",
-            "calibration error, scaled",
-            "lower",
-            f"Calibration error {scaled}.",
-        ),
-        (
-            "temperature",
-            "temperature",
-            "",
-            "That temperature: above 1 the network is too sure of itself, below 1 not "
-            "sure enough.",
-        ),
-    ):
-        yield name, Measure("Prediction", title, better, False, text)
-    for name, title, text in (
-        (
-            "box_share",
-            "box share",
-            "Share of the positive saliency inside the box (energy pointing game).",
-        ),
-        (
-            "pointing",
-            "pointing",
-            "Pointing game: share of maps whose maximum lies in the box; no tolerance, "
-            "any of equal maxima; a constant map misses.",
-        ),
-        (
-            "iou",
-            "IoU at .5",
-            "Intersection over union of the box and the pixels above half the maximum.",
-        ),
-        (
-            "iou_best",
-            "IoU, best",
-            "The same at the one threshold, common to all images and chosen on this "
-            f"split, with the best mean (grid of {NUM_THRESHOLDS}).",
-        ),
-        (
-            "iou_oracle",
-            "IoU, oracle",
-            "The same with the best threshold of each image.",
-        ),
-        (
-            "bbox_ratio",
-            "bbox ratio",
-            "IBA's: share of the n most salient pixels that lie in the box of n "
-            "pixels; boxes of at most 33 % of the image.",
-        ),
-    ):
-        yield name, Measure("Localisation", title, "higher", False, text)
-    for name, title, text in (
-        ("p_box_share", "box share of L^p", "Share of L^p of the runner-up p in"),
-        ("p_pointing", "pointing of L^p", "Share of maps L^p whose maximum lies in"),
-    ):
-        definition = f"{text} the true object's box; low where the maps separate."
-        yield name, Measure("Localisation", title, "", False, definition)
-    for prefix, title, text in (
-        ("", "", product),
-        ("matched_", ", equal area", product + matched),
-        ("half_", ", 50 % pixels", half),
-    ):
-        yield (
-            prefix + "drop",
-            Measure("Faithfulness", "AD %" + title, "lower", True, drop + text + "."),
-        )
-        yield (
-            prefix + "increase",
-            Measure(
-                "Faithfulness", "AI %" + title, "higher", True, increase + text + "."
-            ),
-        )
-    yield (
-        "area",
-        Measure(
-            "Faithfulness",
-            "map area",
-            "",
-            False,
-            "Mean of map / max(map). AD and AI reward large maps: read them together.",
-        ),
-    )
-    for substrate, what in (
-        ("black", "black"),
-        ("mean", "the image's mean colour"),
-        ("blur", "the image blurred (sigma 5, 11 x 11)"),
-    ):
-        for name, title, better in (
-            ("deletion", "Deletion AUC", "lower"),
-            ("insertion", "Insertion AUC", "higher"),
-        ):
-            verb = "replaced by" if name == "deletion" else "restored, starting from"
-            yield (
-                f"{name}_{substrate}",
-                Measure(
-                    "Perturbation",
-                    f"{title}, {substrate}",
-                    better,
-                    False,
-                    f"RISE: area under the label's probability while the most salient "
-                    f"pixels are {verb} {what}, {NUM_STEPS} steps; not divided by p.",
-                ),
-            )
-    tiles = (
-        "IBA's degradation: area under the label's probability while tiles "
-        f"({TILES_PER_SIDE} a side) become the image's mean colour, "
-    )
-    yield (
-        "morf",
-        Measure(
-            "Perturbation",
-            "MoRF",
-            "lower",
-            False,
-            tiles + "most relevant first.",
-        ),
-    )
-    yield (
-        "lerf",
-        Measure(
-            "Perturbation",
-            "LeRF",
-            "higher",
-            False,
-            tiles + "least relevant first.",
-        ),
-    )
-    yield (
-        "degradation",
-        Measure(
-            "Perturbation",
-            "LeRF - MoRF",
-            "higher",
-            False,
-            "The area between the two degradation curves.",
-        ),
-    )
-    yield (
-        "road",
-        Measure(
-            "Perturbation",
-            "ROAD",
-            "higher",
-            False,
-            "Mean over the fractions "
-            + ", ".join(f"{f:g}" for f in ROAD_FRACTIONS)
-            + " of (LeRF - MoRF) / 2, the label's probability after noisy linear "
-            "imputation (noise .01).",
-        ),
-    )
-    yield (
-        "sensitivity_n",
-        Measure(
-            "Perturbation",
-            "Sensitivity-n",
-            "higher",
-            False,
-            f"Pearson correlation over {NUM_MASKS} random sets of n pixels between "
-            "their saliency and the label's logit lost when they become the mean "
-            f"colour; mean over {NUM_SIZES} sizes n from 1 pixel to 80 %.",
-        ),
-    )
-    for name, title, better, text in (
-        (
-            "overlap",
-            "overlap",
-            "lower",
-            "2 sum(min(L^c, L^p)) / sum(L^c + L^p) of the true class c and the "
-            "runner-up p. It also falls when one map loses mass.",
-        ),
-        ("cosine", "cosine", "lower", "Cosine of L^c and L^p."),
-        ("mass_c", "mass of L^c", "", "Sum of L^c over the features' cells, logits."),
-        ("mass_p", "mass of L^p", "", "Sum of L^p over the features' cells, logits."),
-        ("blank", "blank maps", "lower", "Share of images whose L^c is all zero."),
-    ):
-        yield name, Measure("Two maps", title, better, False, text)
+# Parts of definitions that several measures share.
+_DROP = (
+    "Average Drop (Chattopadhay et al. 2018): mean of max(p - o, 0) / p, where p is "
+    "the label's softmax probability on the image and o on the "
+)
+_INCREASE = "Average Increase: share of images with o > p, o on the "
+_PRODUCT = "normalised image times map / max(map) (hidden pixels: mean colour)"
+_MATCHED = (
+    _PRODUCT + "; each map raised to the power that gives it the common mean area"
+)
+_HALF = (
+    "image with the 50 % most salient pixels kept, unscaled, the others at the mean "
+    "colour (Score-CAM's variant)"
+)
+_SCALED = (
+    "after dividing the logits by one temperature, fitted on validation (in a table of "
+    "validation: on the very images)"
+)
+_RIVAL = "the true object's box; low where the maps separate."
+_DELETED = (
+    "RISE: area under the label's probability while the most salient pixels are "
+    "replaced by {}, {} steps; not divided by p."
+)
+_RESTORED = (
+    "RISE: area under the label's probability while the most salient pixels are "
+    "restored, starting from {}, {} steps; not divided by p."
+)
+_BLUR = "the image blurred (sigma 5, 11 x 11)"
+_COLOUR = "the image's mean colour"
+_TILES = (
+    "IBA's degradation: area under the label's probability while tiles "
+    f"({TILES_PER_SIDE} a side) become the image's mean colour, "
+)
 
 
-MEASURES = dict(_measures())
+def _prediction(title, better, definition):
+    return Measure("Prediction", title, better, False, definition)
+
+
+def _location(title, definition, better="higher"):
+    return Measure("Localisation", title, better, False, definition)
+
+
+def _faith(title, better, definition, percent=True):
+    return Measure("Faithfulness", title, better, percent, definition)
+
+
+def _perturbed(title, better, definition):
+    return Measure("Perturbation", title, better, False, definition)
+
+
+def _maps(title, better, definition):
+    return Measure("Two maps", title, better, False, definition)
+
+
+MEASURES = {
+    "accuracy": _prediction("accuracy", "higher", "Top 1."),
+    "nll": _prediction("NLL", "lower", "Negative log-likelihood of the label, nats."),
+    "calibration_error": _prediction(
+        "calibration error",
+        "lower",
+        f"Expected calibration error, {NUM_BINS} equal bins of the confidence (Guo et "
+        "al. 2017). Resampling adds to it: its interval lies high.",
+    ),
+    "nll_scaled": _prediction(
+        "NLL, scaled", "lower", f"NLL {_SCALED} (Guo et al. 2017)."
+    ),
+    "calibration_scaled": _prediction(
+        "calibration error, scaled", "lower", f"Calibration error {_SCALED}."
+    ),
+    "temperature": _prediction(
+        "temperature",
+        "",
+        "That temperature: above 1 the network is too sure of itself, below 1 not sure "
+        "enough.",
+    ),
+    "box_share": _location(
+        "box share",
+        "Share of the positive saliency inside the box (energy pointing game).",
+    ),
+    "pointing": _location(
+        "pointing",
+        "Pointing game: share of maps whose maximum lies in the box; no tolerance, any "
+        "of equal maxima; a constant map misses.",
+    ),
+    "iou": _location(
+        "IoU at .5",
+        "Intersection over union of the box and the pixels above half the maximum.",
+    ),
+    "iou_best": _location(
+        "IoU, best",
+        "The same at the one threshold, common to all images and chosen on this split, "
+        f"with the best mean (grid of {NUM_THRESHOLDS}).",
+    ),
+    "iou_oracle": _location(
+        "IoU, oracle", "The same with the best threshold of each image."
+    ),
+    "bbox_ratio": _location(
+        "bbox ratio",
+        "IBA's: share of the n most salient pixels that lie in the box of n pixels; "
+        "boxes of at most 33 % of the image.",
+    ),
+    "p_box_share": _location(
+        "box share of L^p", "Share of L^p of the runner-up p in " + _RIVAL, ""
+    ),
+    "p_pointing": _location(
+        "pointing of L^p", "Share of maps L^p whose maximum lies in " + _RIVAL, ""
+    ),
+    "drop": _faith("AD %", "lower", f"{_DROP}{_PRODUCT}."),
+    "increase": _faith("AI %", "higher", f"{_INCREASE}{_PRODUCT}."),
+    "matched_drop": _faith("AD %, equal area", "lower", f"{_DROP}{_MATCHED}."),
+    "matched_increase": _faith("AI %, equal area", "higher", f"{_INCREASE}{_MATCHED}."),
+    "half_drop": _faith("AD %, 50 % pixels", "lower", f"{_DROP}{_HALF}."),
+    "half_increase": _faith("AI %, 50 % pixels", "higher", f"{_INCREASE}{_HALF}."),
+    "area": _faith(
+        "map area",
+        "",
+        "Mean of map / max(map). AD and AI reward large maps: read them together.",
+        percent=False,
+    ),
+    "deletion_black": _perturbed(
+        "Deletion AUC, black", "lower", _DELETED.format("black", NUM_STEPS)
+    ),
+    "insertion_black": _perturbed(
+        "Insertion AUC, black", "higher", _RESTORED.format("black", NUM_STEPS)
+    ),
+    "deletion_mean": _perturbed(
+        "Deletion AUC, mean", "lower", _DELETED.format(_COLOUR, NUM_STEPS)
+    ),
+    "insertion_mean": _perturbed(
+        "Insertion AUC, mean", "higher", _RESTORED.format(_COLOUR, NUM_STEPS)
+    ),
+    "deletion_blur": _perturbed(
+        "Deletion AUC, blur", "lower", _DELETED.format(_BLUR, NUM_STEPS)
+    ),
+    "insertion_blur": _perturbed(
+        "Insertion AUC, blur", "higher", _RESTORED.format(_BLUR, NUM_STEPS)
+    ),
+    "morf": _perturbed("MoRF", "lower", _TILES + "most relevant first."),
+    "lerf": _perturbed("LeRF", "higher", _TILES + "least relevant first."),
+    "degradation": _perturbed(
+        "LeRF - MoRF", "higher", "The area between the two degradation curves."
+    ),
+    "road": _perturbed(
+        "ROAD",
+        "higher",
+        f"Mean over the fractions {', '.join(f'{f:g}' for f in ROAD_FRACTIONS)} of "
+        "(LeRF - MoRF) / 2, the label's probability after noisy linear imputation "
+        "(noise .01).",
+    ),
+    "sensitivity_n": _perturbed(
+        "Sensitivity-n",
+        "higher",
+        f"Pearson correlation over {NUM_MASKS} random sets of n pixels between their "
+        "saliency and the label's logit lost when they become the mean colour; mean "
+        f"over {NUM_SIZES} sizes n from 1 pixel to 80 %.",
+    ),
+    "overlap": _maps(
+        "overlap",
+        "lower",
+        "2 sum(min(L^c, L^p)) / sum(L^c + L^p) of the true class c and the runner-up "
+        "p. It also falls when one map loses mass.",
+    ),
+    "cosine": _maps("cosine", "lower", "Cosine of L^c and L^p."),
+    "mass_c": _maps("mass of L^c", "", "Sum of L^c over the features' cells, logits."),
+    "mass_p": _maps("mass of L^p", "", "Sum of L^p over the features' cells, logits."),
+    "blank": _maps("blank maps", "lower", "Share of images whose L^c is all zero."),
+}
 METHOD_COLUMNS = (
     "drop",
     "increase",

@@ -6,9 +6,9 @@ import time
 import jax
 import numpy as np
 
-from ibsgl_jax import attribution, metrics
+from ibsgl_jax import metrics
 from train import devices
-from train.measure import splits, statistics
+from train.measure import plan, splits, statistics
 from train.measure.batch import measure_maps, method_maps
 from train.method.build import make_optimizer, make_schedule
 from train.method.state import create_state
@@ -17,75 +17,115 @@ from train.method.state import create_state
 SANITY_LIMIT = 0.5
 
 
-def evaluate_methods(run, models, explained, random_part, bar):
-    """The table of methods, the check by random weights and the per-example values."""
-    config = run.config
-    score_fn = devices.compiled(
-        _score_maps,
-        config,
-        run.model,
-        num_carried=1,
-        matched_area=config.matched_area,
-    )
-    tx = make_optimizer(config.optimizer, make_schedule(1.0, 2, 0))
-    fresh = create_state(
-        jax.random.key(config.seed + 1), run.model, tx, config.image_size
-    )
-    all_models = {**{name: s.variables for name, s in models.items()}}
-    all_models[None] = fresh.variables
-    moments = {
-        name: splits.data_set_moments(config, run.model, variables, run.data.train)
-        for name, variables in all_models.items()
-    }
+def evaluate_methods(run, models, sources, options, *, moments_of, kept, bar):
+    """The table of methods, the check by random weights and the per-example values.
+
+    Args:
+      run: with its data.
+      models: dict phase -> variables; None: those of ``random_network``.
+      sources: ``plan.parts_of``.
+      options: ``plan.Options``.
+      moments_of: function of a key of models: ``feature_stats.moments``.
+      kept: ``parts.Parts``.
+      bar: of progress, in passes of an image.
+
+    Returns:
+      (rows, dict method -> sanity, dict of per-example arrays).
+    """
     rows, sanity, per_example = [], {}, {}
-    first = next(iter(models))
-    for method in attribution.METHODS:
+    phases = [name for name in models if name is not None]
+    for method in options.methods:
         bar.set_postfix_str(method)
-        fn = devices.compiled(
-            method_maps, config, run.model, num_carried=2, method=method
+        name = f"method {method}"
+        new = not kept.has(name)
+        values = kept.get(
+            name,
+            lambda method=method: _measure_method(
+                run, models, sources, method, moments_of
+            ),
         )
-        batch = devices.shard(next(iter(splits.placed_batches(config, explained))))
-        jax.block_until_ready(fn(all_models[first], moments[first], batch))  # compile
-        for name in models:
-            clock = _Clock()
-
-            def score(batch, name=name, clock=clock, fn=fn):
-                with clock:
-                    maps = jax.block_until_ready(
-                        fn(all_models[name], moments[name], batch)
-                    )
-                return {**score_fn(all_models[name], (batch, maps)), "maps": maps}
-
-            values = splits.map_split(
-                config, explained, score, progress=lambda: bar.update(2)
-            )
-            maps = values.pop("maps")
-            if name == first:
-                known = maps[: len(random_part)]
-            summary = statistics.summarize(values)
+        passes = plan.method_passes(method)
+        number = len(phases) * len(sources["methods"]) + len(sources["sanity"])
+        bar.advance(passes * number, new=new)
+        for phase in phases:
+            prefix = f"{phase}: "
+            found = {
+                key.removeprefix(prefix): value
+                for key, value in values.items()
+                if key.startswith(prefix)
+            }
+            about = {key: found.pop(key).item() for key in ("ms", "undefined")}
             rows.append(
                 {
                     "method": method,
-                    "model": name,
-                    "ours": method == "hirescam" and config[name].method == "guided",
-                    "ms_per_image": 1e3 * clock.seconds / len(explained),
-                    "undefined_maps": int((~np.isfinite(maps).all(axis=(1, 2))).sum()),
-                    "measures": summary,
+                    "model": phase,
+                    "ours": method == "hirescam"
+                    and run.config[phase].method == "guided",
+                    "ms_per_image": about["ms"],
+                    "undefined_maps": about["undefined"],
+                    "measures": statistics.summarize(found, intervals=True),
                 }
             )
-            per_example |= {
-                f"{method}/{name}/{key}": value for key, value in values.items()
-            }
-        other = splits.map_split(
-            config,
-            random_part,
-            lambda batch, fn=fn: {"maps": fn(all_models[None], moments[None], batch)},
-            progress=lambda: bar.update(2),
-        )
-        change = statistics.map_change(known, other["maps"])
-        sanity[method] = sanity_verdict(change)
-        per_example[f"{method}/sanity"] = change
+            per_example |= {f"{method}/{phase}/{k}": v for k, v in found.items()}
+        sanity[method] = sanity_verdict(values["sanity"])
+        per_example[f"{method}/sanity"] = values["sanity"]
     return rows, sanity, per_example
+
+
+def random_network(run):
+    """The variables of the run's model with random weights that no phase had."""
+    return create_state(
+        jax.random.key(run.config.seed + 1),
+        run.model,
+        make_optimizer(run.config.optimizer, make_schedule(1.0, 2, 0)),
+        run.config.image_size,
+    ).variables
+
+
+def _measure_method(run, models, sources, method, moments_of):
+    """Per phase the measures of a method's maps, and how random weights change them.
+
+    Returns:
+      dict of arrays: "PHASE: MEASURE", "PHASE: ms", "PHASE: undefined", "sanity".
+    """
+    config, source = run.config, sources["methods"]
+    score_fn = devices.compiled(
+        _score_maps, config, run.model, matched_area=config.matched_area
+    )
+    maps_fn = devices.compiled(
+        method_maps, config, run.model, num_carried=2, method=method
+    )
+    # Only the bottleneck asks for them, and they cost many passes.
+    moments = {name: moments_of(name) if method == "ib" else None for name in models}
+    first = next(iter(models))
+    batch = devices.shard(next(iter(splits.placed_batches(config, source))))
+    jax.block_until_ready(maps_fn(models[first], moments[first], batch))  # compile
+    values = {}
+    for name in filter(None, models):
+        clock = _Clock()
+
+        def score(batch, name=name, clock=clock):
+            with clock:
+                maps = jax.block_until_ready(
+                    maps_fn(models[name], moments[name], batch)
+                )
+            return {**score_fn(models[name], (batch, maps)), "maps": maps}
+
+        found = splits.map_split(config, source, score)
+        maps = found.pop("maps")
+        if name == first:
+            known = maps[: len(sources["sanity"])]
+        values |= {f"{name}: {key}": value for key, value in found.items()}
+        values[f"{name}: ms"] = np.float64(1e3 * clock.seconds / len(source))
+        undefined = ~np.isfinite(maps).all(axis=(1, 2))
+        values[f"{name}: undefined"] = np.int64(undefined.sum())
+    other = splits.map_split(
+        config,
+        sources["sanity"],
+        lambda batch: {"maps": maps_fn(models[None], moments[None], batch)},
+    )
+    values["sanity"] = statistics.map_change(known, other["maps"])
+    return values
 
 
 def sanity_verdict(correlations) -> dict:

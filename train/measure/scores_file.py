@@ -62,12 +62,15 @@ def to_measure(record: dict, phases, limits: dict, methods=()) -> list[tuple]:
     return [task for task in wanted if not known(*task)]
 
 
-def add_options(parser):
-    """The options that say what is measured; ``train.sweep`` has the same ones."""
-    parser.add_argument("--limit", type=int, help="images of the split at most")
+def add_options(parser, number):
+    """The options that say what is measured; ``train.sweep`` has the same ones.
+
+    ``number`` makes the type of a whole number from its lowest value.
+    """
+    parser.add_argument("--limit", type=number(1), help="images of the split at most")
     parser.add_argument(
         "--num-perturbed",
-        type=int,
+        type=number(0),
         default=512,
         help="images for deletion and insertion by the mean colour; 0 leaves them out",
     )
@@ -85,7 +88,10 @@ def add_options(parser):
         help="also the maps of these: " + ", ".join(attribution.METHODS),
     )
     parser.add_argument(
-        "--num-method-images", type=int, default=512, help="images for the methods"
+        "--num-method-images",
+        type=number(1),
+        default=512,
+        help="images for the methods",
     )
 
 

@@ -26,9 +26,34 @@ def measure_split(config, model, variables, source, *, progress=None) -> dict:
       dict of NumPy arrays [number of examples, ...] in the order of the split, NaN
       where a measure is undefined.
     """
-    step = devices.compiled(measure, config, model, matched_area=config.matched_area)
+    return collect(
+        measure,
+        config,
+        model,
+        source,
+        variables,
+        progress=progress,
+        matched_area=config.matched_area,
+    )
+
+
+def collect(step, config, model, source, *carried, progress=None, **options) -> dict:
+    """The values that a step of ``batch`` gives for every example of a split.
+
+    Args:
+      step: function (*carried, batch, model, image_stats, **options) -> dict.
+      config, model: of the run.
+      source: sequence of examples.
+      carried: what every device gets all of; variables, and moments.
+      progress: called after every batch.
+      options: hashable; the step is compiled once for each.
+
+    Returns:
+      as ``map_split``.
+    """
+    fn = devices.compiled(step, config, model, num_carried=len(carried), **options)
     return map_split(
-        config, source, lambda batch: step(variables, batch), progress=progress
+        config, source, lambda batch: fn(*carried, batch), progress=progress
     )
 
 
@@ -68,9 +93,10 @@ def placed_batches(config, source):
         yield {**batch, "place": place}
 
 
-def data_set_moments(config, model, variables, source):
+def data_set_moments(config, model, variables, source, **options):
     """``feature_stats.moments`` of ``data_set_stats``."""
-    return feature_stats.moments(data_set_stats(config, model, variables, source))
+    stats = data_set_stats(config, model, variables, source, **options)
+    return feature_stats.moments(stats)
 
 
 def data_set_stats(config, model, variables, source, *, num_examples=1024):

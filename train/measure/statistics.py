@@ -15,59 +15,63 @@ CALIBRATIONS = {
 }
 
 
-def summarize(values: dict) -> dict:
-    """Per measure: the mean, its bootstrap 95 % interval, n and what is undefined.
+def summarize(values: dict, *, keys=tuple(MEASURES), intervals: bool = False) -> dict:
+    """The mean of every measure over the examples where it is defined.
 
     Args:
-      values: dict of per-example arrays, as from ``measure_split``.
+      values: dict of per-example arrays, as from ``splits.collect``.
+      keys: the measures that are wanted, of those that the values hold or make up.
+      intervals: bootstrap 95 % intervals too, and float64 means.
 
     Returns:
-      dict measure -> {mean, low, high, n, undefined}, for the keys of ``MEASURES``.
+      dict measure -> {mean, n, undefined}, with intervals also low and high: the mean
+      (NaN for nothing), and how many examples define the measure and how many do not.
+      "iou_best" also has its threshold.
     """
     values = dict(values)
-    summary = {}
-    if "iou_curve" in values:
-        curve = values.pop("iou_curve")
+    best = None
+    if "iou_curve" in values and "iou_best" in keys:
+        curve = values["iou_curve"]
         means = np.array([finite_mean(column) for column in curve.T])
         best = 0 if np.isnan(means).all() else int(np.nanargmax(means))
         values["iou_best"] = curve[:, best]
-    for key in MEASURES:
-        if key in values:
-            known = np.isfinite(values[key])
-            interval = metrics.mean_and_interval(values[key], known)
-            summary[key] = {
-                **interval._asdict(),
-                "n": int(known.sum()),
-                "undefined": int((~known).sum()),
-            }
-    if "iou_best" in summary:
+    summary = {key: _entry(values[key], intervals) for key in keys if key in values}
+    if best is not None:
         summary["iou_best"]["threshold"] = best / NUM_THRESHOLDS
     for key, confidence in CALIBRATIONS.items():
-        if confidence in values:
-            summary[key] = _calibration(values[confidence], values["accuracy"])
+        if key in keys and confidence in values:
+            pair = values[confidence], values["accuracy"]
+            summary[key] = _calibration(*pair, num_resamples=200 * intervals)
     return summary
 
 
-def _calibration(confidence, correct, num_resamples=200):
+def _entry(values, intervals):
+    known = np.isfinite(values)
+    if intervals:
+        entry = metrics.mean_and_interval(values, known)._asdict()
+    else:
+        entry = {"mean": finite_mean(values)}
+    return {**entry, "n": int(known.sum()), "undefined": int((~known).sum())}
+
+
+def _calibration(confidence, correct, *, num_resamples):
+    """The entry of a calibration error, with its interval if it is resampled."""
     known = np.isfinite(confidence)
+    entry = {"n": int(known.sum()), "undefined": int((~known).sum())}
     confidence, correct = confidence[known], correct[known]
-    n = len(confidence)
+    if not entry["n"]:
+        ends = {"low": math.nan, "high": math.nan} if num_resamples else {}
+        return {"mean": math.nan, **ends, **entry}
+    mean = calibration_error(confidence, correct)
+    if not num_resamples:
+        return {"mean": mean, **entry}
     generator = np.random.default_rng(0)
-    resampled = [
-        calibration_error(confidence[i], correct[i])
-        for i in (
-            generator.integers(n, size=n) for _ in range(num_resamples if n else 0)
-        )
-    ]
-    low, high = np.quantile(resampled, [0.025, 0.975]) if n else (math.nan, math.nan)
-    mean = calibration_error(confidence, correct) if n else math.nan
-    return {
-        "mean": mean,
-        "low": float(low),
-        "high": float(high),
-        "n": n,
-        "undefined": int((~known).sum()),
-    }
+    resampled = []
+    for _ in range(num_resamples):
+        i = generator.integers(len(correct), size=len(correct))
+        resampled.append(calibration_error(confidence[i], correct[i]))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {"mean": mean, "low": float(low), "high": float(high), **entry}
 
 
 def differences(values: dict, reference: dict) -> dict:
@@ -86,33 +90,6 @@ def finite_mean(values) -> float:
     """The mean of what is defined, NaN for nothing."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
-
-
-def summarize_means(values: dict) -> dict:
-    """Means of what ``MEASURES`` names, over the examples where it is defined.
-
-    Args:
-      values: dict of per-example arrays.
-
-    Returns:
-      {means, undefined}: dict measure -> mean (None where no example defines it), and
-      dict measure -> number of examples that do not, where there are any.
-    """
-    values = dict(values)
-    if "iou_curve" in values:
-        curve = values.pop("iou_curve")
-        means = np.array([finite_mean(column) for column in curve.T])
-        values["iou_best"] = curve[:, np.argmax(np.nan_to_num(means, nan=-1.0))]
-    known = {key: values[key] for key in MEASURES if key in values}
-    means = {key: finite_mean(value) for key, value in known.items()}
-    for key, confidence in CALIBRATIONS.items():
-        if confidence in values:
-            means[key] = calibration_error(values[confidence], values["accuracy"])
-    counts = {key: int((~np.isfinite(value)).sum()) for key, value in known.items()}
-    return {
-        "means": {k: v if np.isfinite(v) else None for k, v in means.items()},
-        "undefined": {key: count for key, count in counts.items() if count},
-    }
 
 
 def map_change(maps, other_maps) -> np.ndarray:

@@ -9,7 +9,6 @@ calibration that remain after it are those that a user gets who does so (Guo et 
 import numpy as np
 
 from ibsgl_jax.models import make_head_fn
-from train import devices
 from train.measure import splits
 from train.method.step import normalize_images
 
@@ -18,15 +17,22 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 
 def measure_split(config, model, variables, source, *, validation) -> dict:
-    """``scaled_values`` of a split, at the temperature that fits validation."""
+    """``scaled_values`` of a split, at the temperature that fits validation.
+
+    A table of validation is so judged on what it was fitted on: one number from all of
+    its images, which is a little too good.
+
+    Returns:
+      dict of arrays [N]; also "label".
+    """
     fitted = fit(*split_logits(config, model, variables, validation))
-    return scaled_values(*split_logits(config, model, variables, source), fitted)
+    logits, labels = split_logits(config, model, variables, source)
+    return {"label": labels, **scaled_values(logits, labels, fitted)}
 
 
 def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:
     """(logits float32 [N, C], labels int [N]) of a split, in its order."""
-    step = devices.compiled(_logits, config, model)
-    values = splits.map_split(config, source, lambda batch: step(variables, batch))
+    values = splits.collect(_logits, config, model, source, variables)
     return values["logits"], values["labels"]
 
 

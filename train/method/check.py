@@ -1,11 +1,15 @@
 """What a configuration may say."""
 
+import math
+
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from ibsgl_jax import models
 from train.data import transforms
 from train.data.decoded import FITS
+from train.data.faults import shown
 from train.errors import ConfigError
 from train.method.build import (
     LAYERS,
@@ -19,13 +23,15 @@ from train.method.state import create_state, state_options
 from train.method.teacher import METHODS as TEACHER_METHODS
 from train.method.teacher import TEACHERS
 
+LARGEST = 1e10  # of any number
 INITS = ("random", "pretrained")
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("adam", "sgd")
 
 # Numbers: (field, least value, whether it may be the least, bound or None).
 _RANGES = (
-    ("image_size", 1, True, None),
+    ("seed", 0, True, 2**32),
+    ("image_size", 1, True, 2**16),
     ("batch_size", 1, True, None),
     ("accumulate_steps", 1, True, None),
     ("class_weights", 0, True, None),
@@ -34,8 +40,10 @@ _RANGES = (
     ("ema_decay", 0, True, 1),
     ("log_every", 1, True, None),
     ("save_epochs", 0, False, None),
-    ("num_threads", 0, True, None),
-    ("num_workers", 0, True, None),
+    ("num_threads", 0, True, 1025),
+    ("num_workers", 0, True, 1025),
+    ("matched_area", 0, False, 1),
+    ("picture_rows", 1, True, None),
     ("optimizer.weight_decay", 0, True, None),
     ("optimizer.momentum", 0, True, 1),
     ("optimizer.max_grad_norm", 0, True, None),
@@ -58,6 +66,8 @@ _GUIDED_RANGES = (
 def check_config(config):
     """Raise ConfigError for values that cannot work, before anything is written."""
     _check_ranges(config, _RANGES)
+    _check_sizes(config)
+    _check_images(config)
     shares = jax.device_count() * config.accumulate_steps
     if config.batch_size % shares:
         raise ConfigError(
@@ -87,6 +97,26 @@ def check_config(config):
             raise ConfigError(f"phase {name!r} has no section of its own in the config")
         _check_phase(config, name, done)
         done.append(name)
+
+
+def _check_sizes(config, prefix=""):
+    """ConfigError for a number, at any depth, that nothing is measured in."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            _check_sizes(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not abs(value) < LARGEST:
+            raise ConfigError(f"{prefix}{name}={value}: must be below {LARGEST:.0e}")
+
+
+def _check_images(config):
+    for name, low in (("image_mean", -math.inf), ("image_std", 0)):
+        values = config[name]
+        are_numbers = all(isinstance(v, int | float) for v in values)
+        if len(values) != 3 or not are_numbers or not all(low < v for v in values):
+            rule = "positive numbers" if low == 0 else "numbers"
+            raise ConfigError(f"{name}={tuple(values)}: must be three {rule}")
+    if not str(config.data_dir).strip() or "\0" in str(config.data_dir):
+        raise ConfigError(f"data_dir={config.data_dir!r}: must be a folder's name")
 
 
 def _check_phase(config, name, done):
@@ -131,7 +161,7 @@ def _check_phase(config, name, done):
         try:
             guidance_config(phase)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{name}: {error}") from error
+            raise ConfigError(f"{name}: {shown(error)}") from error
         _check_layer(config, phase, name)
     else:
         try:
@@ -159,6 +189,8 @@ def _check_layer(config, phase, name):
 
 def _field(config, path):
     for name in path.split("."):
+        if name not in config:
+            raise ConfigError(f"the config has no field {path}")
         config = config[name]
     return config
 
@@ -173,6 +205,8 @@ def _check_choice(config, field, choices, prefix=""):
 def _check_ranges(config, ranges, prefix=""):
     for field, low, may_be_low, high in ranges:
         value = _field(config, field)
+        if not isinstance(value, int | float):
+            raise ConfigError(f"{field}={value!r}: must be a number")
         if (value > low or (may_be_low and value == low)) and (
             high is None or value < high
         ):

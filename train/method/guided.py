@@ -118,7 +118,7 @@ def make_guided_penalty(
             floor=config.kl_floor,
         )
         penalty = kl if route == "target" else _direct(model, forward, guided, config)
-        penalty = mu(forward.state.step) * weight * penalty
+        penalty = mu(forward.state.step) * weight.astype(jnp.float32) * penalty
         return penalty, stats, _diagnostics(guided, kl, now)
 
     return penalty_fn

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from train.data.faults import shown
 from train.errors import CheckpointError
 from train.files import write_text
 
@@ -52,11 +53,19 @@ def open_manager(folder):
         todelete_subdir=TRASH,
     )
     folder = Path(folder).absolute()
-    # Before orbax looks: it reads every checkpoint's accuracy and stops at a bad one.
+    # Before orbax looks: it reads what every checkpoint says and stops at a bad one.
     if jax.process_index() == 0:
-        _check_accuracies(folder)
+        _check_headers(folder)
     _wait("checkpoints")
-    manager = ocp.CheckpointManager(folder, options=options)
+    try:
+        manager = ocp.CheckpointManager(folder, options=options)
+    except OSError:
+        raise  # a full disk, a folder that may not be written
+    except Exception as error:  # noqa: BLE001  (orbax raises anything)
+        raise CheckpointError(
+            f"the checkpoints in {folder} cannot be opened: {_reason(error)}; restore "
+            "them from a copy, or delete the folder to start this phase again"
+        ) from error
     try:
         yield manager
     except BaseException:
@@ -99,13 +108,17 @@ def _save_errors(manager):
         ) from error
 
 
-def _check_accuracies(folder):
+def _check_headers(folder):
+    """Set aside checkpoints whose accuracy or time is none; all of them: an error."""
     steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
     damaged = []
     for step in sorted(steps, reverse=True):
         try:
             metrics = json.loads((folder / str(step) / "metrics/metrics").read_text())
             float(metrics["accuracy"])
+            header = folder / str(step) / "_CHECKPOINT_METADATA"
+            if header.exists():
+                float(json.loads(header.read_text())["commit_timestamp_nsecs"])
         except Exception as error:  # noqa: BLE001
             _warn(folder, step, error)
             damaged.append(step)
@@ -204,7 +217,7 @@ def _warn(folder, step, error):
 
 
 def _reason(error) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
 def _mute_closed_loops():

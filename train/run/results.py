@@ -28,11 +28,9 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
         checks[name] = sanity.examine(
             labels, values["predicted"], values["blank"], data.num_classes
         )
-        results[name] = {
-            k: statistics.finite_mean(v)
-            for k, v in values.items()
-            if v.ndim == 1 and k != "predicted"
-        }
+        keys = [k for k, v in values.items() if v.ndim == 1 and k != "predicted"]
+        summary = statistics.summarize(values, keys=keys)
+        results[name] = {key: entry["mean"] for key, entry in summary.items()}
     if jax.process_index() == 0:
         workdir = Path(workdir)
         names = data.class_names or [f"class {i}" for i in range(data.num_classes)]

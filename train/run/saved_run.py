@@ -100,16 +100,27 @@ def _fault(config) -> str | None:
         section = default.guided_phase() if is_guided else default.plain_phase()
         pairs.append((f"{name}.", config[name], dict(section.items())))
     for prefix, given, known in pairs:
-        for field, value in known.items():
-            if field in wanted.phases and not prefix:
-                continue  # a phase of the default's
-            if field not in given:
-                if field in LATER_FIELDS:
-                    continue
-                return f"{prefix}{field} is missing"
-            kinds = (int, float) if isinstance(value, int | float) else type(value)
-            if not isinstance(given[field], kinds) and value is not None:
-                return f"{prefix}{field} is {given[field]!r}"
+        # A phase of the default's is none that the run must have.
+        known = {k: v for k, v in known.items() if prefix or k not in wanted.phases}
+        if fault := _field_fault(prefix, given, known):
+            return fault
+    return None
+
+
+def _field_fault(prefix: str, given, known) -> str | None:
+    """The first field of a section that is absent or of another type, in words."""
+    for field, value in known.items():
+        if field not in given:
+            if field in LATER_FIELDS:
+                continue
+            return f"{prefix}{field} is missing"
+        kinds = (int, float) if isinstance(value, int | float) else type(value)
+        if not isinstance(given[field], kinds) and value is not None:
+            return f"{prefix}{field} is {given[field]!r}"
+        if isinstance(value, ConfigDict):
+            fault = _field_fault(f"{prefix}{field}.", given[field], value)
+            if fault:
+                return fault
     return None
 
 

@@ -1,12 +1,14 @@
-"""The curves of the report: inline SVG, no script."""
+"""The curves of the report, as places in a small picture; the template draws them.
 
-import html
+Not matplotlib's SVG: the page's own follows its colours from light to dark and takes a
+tenth of the bytes. The round numbers at the axes are matplotlib's.
+"""
+
 import json
 import math
 
-from train.show import tables
-
-NUM_COLOURS = 8  # classes s0 .. s7 of the frame
+NUM_COLOURS = 8  # classes s0 .. s7 of the template
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 200, 46, 10, 12, 34
 CURVES = (
     ("loss", "loss"),
     ("accuracy", "accuracy"),
@@ -19,11 +21,15 @@ CURVES = (
 )
 
 
-def training_charts(run):
-    """One chart per logged value; phases start where the one before them ended."""
+def training_charts(run) -> dict:
+    """One chart per logged value; phases start where the one before them ended.
+
+    Returns:
+      {"legend": [(colour, name)], "charts": [as of ``chart``]}; none without a log.
+    """
     path = run.workdir / "metrics.jsonl"
     if not path.exists():
-        return "<p>There is no metrics.jsonl in the run's folder.</p>"
+        return {"legend": [], "charts": []}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     last = {}
     for line in lines:
@@ -32,130 +38,115 @@ def training_charts(run):
 
     def start(phase):
         init = run.config[phase].init
-        return 0 if init not in last else start(init) + last.get(init, 0)
+        return start(init) + last.get(init, 0) if init in last else 0
+
+    def points(phase, split, key):
+        return [
+            (start(phase) + line["step"], line[key])
+            for line in lines
+            if line["phase"] == phase and line["split"] == split and key in line
+        ]
 
     charts = []
     for key, title in CURVES:
         series = [
             (
-                phases.index(phase),
+                number,
                 f"{phase}, {split}" if split == "train" else phase,
                 split != "train",
-                [
-                    (start(phase) + line["step"], line[key])
-                    for line in lines
-                    if line["phase"] == phase and line["split"] == split and key in line
-                ],
+                points(phase, split, key),
             )
-            for phase in phases
+            for number, phase in enumerate(phases)
             for split in ("train", "validation")
         ]
         series = [entry for entry in series if entry[3]]
         if series:
-            charts.append(_chart(title, "step", series))
-    legend = "".join(
-        f'<span class="key s{i % NUM_COLOURS}">{html.escape(name)}</span>'
-        for i, name in enumerate(phases)
-    )
-    return (
-        f'<p class="legend">{legend}<span>thin: training, dots: validation</span></p>'
-        f'<div class="charts">{"".join(charts)}</div>'
-    )
+            charts.append(chart(title, "step", series))
+    return {"legend": _legend(phases), "charts": charts}
 
 
-def perturbation_charts(results):
-    names = list(results["curves"])
+def perturbation_charts(results) -> dict:
+    """Deletion and insertion, as ``training_charts``; none where nobody measured."""
+    curves = results["curves"]
     charts = []
     for kind, title in (
         ("deletion_curve", "deletion: P(true class)"),
         ("insertion_curve", "insertion: P(true class)"),
     ):
         series = [
-            (
-                i,
-                name,
-                False,
-                list(
-                    zip(
-                        results["curves"][name]["fractions"],
-                        results["curves"][name][kind],
-                        strict=True,
-                    )
-                ),
-            )
-            for i, name in enumerate(names)
+            (i, name, False, list(zip(c["fractions"], c[kind], strict=True)))
+            for i, (name, c) in enumerate(curves.items())
+            if kind in c
         ]
-        charts.append(_chart(title, "share of the pixels", series, low=0.0))
-    legend = "".join(
-        f'<span class="key s{i % NUM_COLOURS}">{html.escape(name)}</span>'
-        for i, name in enumerate(names)
-    )
-    return f'<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
+        if series:
+            charts.append(chart(title, "share of the pixels", series, low=0.0))
+    return {"legend": _legend(curves), "charts": charts}
 
 
-def _chart(title, x_title, series, *, low=None):
-    """An inline SVG of [(colour, name, dots, [(x, y)])]."""
-    width, height, left, right, top, bottom = 320, 200, 46, 10, 12, 34
-    finite = [
-        (x, y) for *_, points in series for x, y in points if tables.is_number(y)
-    ] or [(0.0, 0.0)]
-    xs, ys = zip(*finite, strict=True)
+def _legend(names):
+    return [(i % NUM_COLOURS, name) for i, name in enumerate(names)]
+
+
+def chart(title: str, x_title: str, series, *, low=None) -> dict:
+    """Lines placed in a picture of WIDTH by HEIGHT.
+
+    Args:
+      title, x_title: texts.
+      series: tuples (colour, name, whether its points are dots, [(x, y)]).
+      low: of the y axis; the lowest value if None.
+
+    Returns:
+      {title, x_title, rows: [(y, text)], columns: [(x, text)], lines: [{colour, name,
+      thin, path, dots}]}.
+    """
+    finite = [(x, y) for *_, points in series for x, y in points if _is_number(y)]
+    xs, ys = zip(*(finite or [(0.0, 0.0)]), strict=True)
     x_low, x_high = min(0, *xs), max(xs) or 1
     y_low, y_high = min(ys) if low is None else low, max(ys)
     if y_high <= y_low:
         y_high = y_low + 1.0
-    ticks = _ticks(y_low, y_high)
-    y_low, y_high = min(y_low, ticks[0]), max(y_high, ticks[-1])
+    rows = ticks(y_low, y_high)
+    y_low, y_high = min(y_low, rows[0]), max(y_high, rows[-1])
 
     def place(x, y):
+        right, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         return (
-            left + (x - x_low) / (x_high - x_low) * (width - left - right),
-            height - bottom - (y - y_low) / (y_high - y_low) * (height - top - bottom),
+            round(LEFT + right * (WIDTH - LEFT - RIGHT), 1),
+            round(HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM), 1),
         )
 
-    parts = []
-    for tick in ticks:
-        y = place(x_low, tick)[1]
-        parts.append(
-            f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>'
-            f'<text x="{left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-    for tick in _ticks(x_low, x_high):
-        if tick <= x_high:
-            x = place(tick, y_low)[0]
-            parts.append(
-                f'<text x="{x:.1f}" y="{height - bottom + 14}" '
-                f'text-anchor="middle">{tick:g}</text>'
-            )
-    parts.append(
-        f'<text x="{(left + width - right) / 2:.0f}" y="{height - 4}" '
-        f'text-anchor="middle">{html.escape(x_title)}</text>'
-    )
+    lines = []
     for colour, name, dots, points in series:
-        placed = [place(x, y) for x, y in points if tables.is_number(y)]
-        line = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-        label = f"<title>{html.escape(name)}</title>"
-        kind, thin = f"s{colour % NUM_COLOURS}", "" if dots else " thin"
-        if placed:
-            parts.append(f'<path class="{kind}{thin}" d="{line}">{label}</path>')
-        if dots:
-            parts += [
-                f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
-                f"{label}</circle>"
-                for x, y in placed
-            ]
-    return (
-        f'<figure class="chart"><figcaption>{html.escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg></figure>'
-    )
+        placed = [place(x, y) for x, y in points if _is_number(y)]
+        lines.append(
+            {
+                "colour": colour % NUM_COLOURS,
+                "name": name,
+                "thin": not dots,
+                "path": "M" + "L".join(f"{x:g} {y:g}" for x, y in placed),
+                "dots": placed if dots else [],
+            }
+        )
+    return {
+        "title": title,
+        "x_title": x_title,
+        "rows": [(place(x_low, tick)[1], f"{tick:g}") for tick in rows],
+        "columns": [
+            (place(tick, y_low)[0], f"{tick:g}")
+            for tick in ticks(x_low, x_high)
+            if tick <= x_high
+        ],
+        "lines": lines,
+    }
 
 
-def _ticks(low, high):
+def ticks(low: float, high: float) -> list[float]:
     """About five round numbers that cover [low, high]."""
-    step = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step *= min(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= 5)
-    first = math.floor(low / step + 1e-9)
-    return [
-        round(i * step, 10) for i in range(first, math.ceil(high / step - 1e-9) + 1)
-    ]
+    from matplotlib.ticker import MaxNLocator
+
+    locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
+    return [round(float(tick), 10) for tick in locator.tick_values(low, high)]
+
+
+def _is_number(value):
+    return value is not None and math.isfinite(value)

@@ -17,21 +17,30 @@ from train.data import dataset
 from train.measure import splits
 from train.measure.batch import DELETED, black_pixel, class_maps, make_prob_fn
 from train.method.step import normalize_images
+from train.show.names import class_names, short
 
 CURVE_STEPS = 20  # of the deletion curve
+# A bottleneck map of fewer bits in all says nothing about where.
+NEGLIGIBLE_BITS = 0.01
 
 
-def write_before_after(config, model, states, data, workdir, *, phases=None) -> Path:
+def write_before_after(
+    config, model, states, data, workdir, *, phases=None, num_statistics=1024
+) -> Path:
     """before_after.png: the first test images and their maps in two phases.
 
     Columns: input with the true box; L^c and L^p of the first of
     ``config.picture_phases`` (or ``phases``); its bottleneck map of the true class;
     L^c and L^p of the second. Maps of one image share a scale per phase, so that L^p
-    shows its strength.
+    shows its strength; a bottleneck map of next to no bits is faint, and says so.
+    ``num_statistics`` training images give the bottleneck its statistics.
     """
     before, after = phases or config.picture_phases
     batch = _first_images(config, data.test, config.picture_rows)
-    maps = _maps_of_phases(config, model, states, (before, after), batch, data.train)
+    maps = _maps_of_phases(
+        config, model, states, (before, after), batch, data.train, num_statistics
+    )
+    names = class_names(data)
     columns = [
         ("input", None, None),
         (f"$L^c$ {before}", before, "c"),
@@ -45,32 +54,46 @@ def write_before_after(config, model, states, data, workdir, *, phases=None) -> 
         for axis, (title, phase, kind) in zip(axes[row], columns, strict=True):
             _show_image(axis, batch, row, title=title if row == 0 else None)
             if phase is None:
-                axis.set_ylabel(f"class {batch['label'][row]}", fontsize=9)
+                axis.set_ylabel(short(names[batch["label"][row]]), fontsize=9)
                 continue
             values = maps[phase]
+            bits = values["bits"][row]
             _show_heat(
-                axis, values[kind][row], values["c" if kind == "p" else kind][row]
+                axis,
+                values[kind][row],
+                values["c" if kind == "p" else kind][row],
+                strength=bits / NEGLIGIBLE_BITS if kind == "ib" else 1.0,
             )
+            if kind == "ib":
+                text = f"{bits:.1e} bits: negligible"
+                if bits >= NEGLIGIBLE_BITS:
+                    text = f"{bits:.3g} bits"
+                axis.set_xlabel(text, fontsize=8)
             if kind == "c":
                 predicted, probability = values["top"][row], values["prob_c"][row]
                 axis.set_xlabel(
-                    f"says {predicted}, p({batch['label'][row]}) {probability:.2f}",
+                    f"says {short(names[predicted])}\nP of the true {probability:.2f}",
                     fontsize=8,
                 )
     return _save(figure, Path(workdir) / "before_after.png")
 
 
-def write_suppression(config, model, states, data, workdir, phases) -> Path:
+def write_suppression(
+    config, model, states, data, workdir, phases, *, num_statistics=1024
+) -> Path:
     """suppression.png: L^c, L^p and their overlap min(L^c, L^p), in two phases.
 
     Under each input stand four scores: the probabilities of c and of p, the runner-up
-    before, each before and after. The source prints four numbers there without a word;
+    before, each before and after. The paper prints four numbers there without a word;
     this is how we read them. Under the overlap stands ``metrics.overlap``. The maps of
     an image share a scale per phase.
     """
-    before, after = phases
+    before = phases[0]
     batch = _first_images(config, data.test, 4)
-    maps = _maps_of_phases(config, model, states, phases, batch, data.train)
+    maps = _maps_of_phases(
+        config, model, states, phases, batch, data.train, num_statistics
+    )
+    names = class_names(data)
     columns = [("input", None, None)] + [
         (f"{title} {phase}", phase, kind)
         for phase in phases
@@ -82,23 +105,23 @@ def write_suppression(config, model, states, data, workdir, phases) -> Path:
             _show_image(axis, batch, row, title=title if row == 0 else None)
             label = batch["label"][row]
             if phase is None:
-                axis.set_xlabel(
-                    "\n".join(
-                        f"P({name}={number})  {maps[before]['probs'][row, number]:.3f}"
-                        f" → {maps[after]['probs'][row, number]:.3f}"
-                        for name, number in (
-                            ("c", label),
-                            ("p", maps[before]["other"][row]),
-                        )
-                    ),
-                    fontsize=8,
-                )
+                probs = [maps[name]["probs"][row] for name in phases]
+                lines = [
+                    f"P({name}={short(names[number], 12)})  {probs[0][number]:.3f}"
+                    f" → {probs[1][number]:.3f}"
+                    for name, number in (
+                        ("c", label),
+                        ("p", maps[before]["other"][row]),
+                    )
+                ]
+                axis.set_xlabel("\n".join(lines), fontsize=8)
                 continue
             values = maps[phase]
             _show_heat(axis, values[kind][row], values["c"][row])
             score = {
                 "c": f"P {values['prob_c'][row]:.3f}",
-                "p": f"p={values['other'][row]}, P {values['prob_p'][row]:.3f}",
+                "p": f"{short(names[values['other'][row]])}, "
+                f"P {values['prob_p'][row]:.3f}",
                 "both": f"overlap {values['overlap'][row]:.3f}",
             }[kind]
             axis.set_xlabel(score, fontsize=8)
@@ -113,7 +136,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
     """
     batch = _first_images(config, data.test, 3)
     images = normalize_images(batch["image"], **dataset.image_stats(config))
-    labels = jnp.asarray(batch["label"])
+    labels, names = jnp.asarray(batch["label"]), class_names(data)
     black = black_pixel(dataset.image_stats(config))
 
     @functools.partial(jax.jit, static_argnames="fractions")
@@ -146,7 +169,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
                 if image == number == 0:
                     title = f"{fraction:.0%} deleted" if fraction else "input"
                     axis.set_title(title, fontsize=11)
-            row[0].set_ylabel(f"class {labels[image]}\n{phase}", fontsize=9)
+            row[0].set_ylabel(f"{short(names[labels[image]])}\n{phase}", fontsize=9)
             axis = row[-1]
             area = curve.deletion_auc[image]
             axis.plot(curve.fractions, curve.deletion[image], color=f"C{number}")
@@ -202,7 +225,9 @@ def _first_images(config, source, number):
     return {k: v[:number] for k, v in batch.items()}
 
 
-def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
+def _maps_of_phases(
+    config, model, states, phases, batch, train_source, num_statistics
+) -> dict:
     """Per phase L^c, L^p, their minimum and L^ib at image size, and what is said."""
     stats = dataset.image_stats(config)
     images = normalize_images(batch["image"], **stats)
@@ -235,6 +260,7 @@ def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
             "p": map_p,
             "both": jnp.minimum(map_c, map_p),
             "ib": saliency.upsample(attribution.saliency, size),
+            "bits": jnp.sum(attribution.saliency, axis=(1, 2)),
             "top": jnp.argmax(logits, axis=-1),
             "other": other,
             "probs": jax.nn.softmax(logits),
@@ -246,7 +272,9 @@ def _maps_of_phases(config, model, states, phases, batch, train_source) -> dict:
     values = {}
     for phase in dict.fromkeys(phases):
         variables = states[phase].variables
-        moments = splits.data_set_moments(config, model, variables, train_source)
+        moments = splits.data_set_moments(
+            config, model, variables, train_source, num_examples=num_statistics
+        )
         values[phase] = jax.device_get(maps_of(variables, moments))
     return values
 
@@ -280,10 +308,13 @@ def _show_image(axis, batch, row, *, title):
         _draw_box(axis, batch["bbox"][row], batch["image"].shape[1:3])
 
 
-def _show_heat(axis, heat, scale):
-    """The map over the image, divided by the maximum of the map ``scale``."""
+def _show_heat(axis, heat, scale, *, strength=1.0):
+    """The map over the image, divided by the maximum of the map ``scale``.
+
+    Below a strength of 1 it is as much fainter: a map of next to nothing is no colour.
+    """
     peak = scale.max()
-    heat = np.clip(heat / peak if peak > 0 else heat, 0, 1)
+    heat = np.clip(heat / peak if peak > 0 else heat, 0, 1) * np.clip(strength, 0, 1)
     axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.6 * heat)
 
 

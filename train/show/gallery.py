@@ -5,7 +5,6 @@ import io
 
 import numpy as np
 
-from train import devices
 from train.data import dataset
 from train.measure import splits
 from train.measure.batch import class_maps
@@ -13,7 +12,16 @@ from train.show import figures
 
 MAX_GALLERY_BYTES = 4_000_000
 # How many images of each kind the gallery takes, in this order.
-GALLERY = {"first": 48, "fixed": 36, "broken": 16, "moved": 36}
+GALLERY = {
+    "worst": 36,
+    "first": 36,
+    "fixed": 24,
+    "broken": 24,
+    "changed": 12,
+    "moved": 24,
+}
+# A map L^c of less, in logits, explains nothing: it fades to none.
+NEGLIGIBLE = 1e-3
 
 
 def data_uri(image, *, quality):
@@ -22,57 +30,54 @@ def data_uri(image, *, quality):
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def gallery(run, source, results, per_example) -> list:
+def gallery(run, source, results, per_example, places) -> list:
     """The entries of the gallery: pictures, predictions and what changed.
 
-    The first images of the split, images that the second model put right or got wrong,
-    and those whose share of saliency in the box moved most, as far as they fit.
+    The images whose true class the second model gives the least probability, the first
+    ones of the split, those that it put right, got wrong or calls something else, and
+    those whose share of saliency in the box moved most, as far as they fit.
+
+    Args:
+      run, source, results, per_example: as for ``report.write_report``.
+      places: of the source's examples in their split.
     """
-    before, after = results["before"], results["after"]
+    phases = results["before"], results["after"]
 
-    def value(phase, key):
-        return per_example.get(f"{phase}/{key}")
+    def pair(key):
+        return [per_example.get(f"{phase}/{key}") for phase in phases]
 
-    right = [value(phase, "accuracy") > 0 for phase in (before, after)]
-    shares = [value(phase, "box_share") for phase in (before, after)]
-    moved = None if shares[0] is None else np.nan_to_num(shares[1] - shares[0])
-    candidates = {
-        "first": np.arange(len(source)),
-        "fixed": np.flatnonzero(~right[0] & right[1]),
-        "broken": np.flatnonzero(right[0] & ~right[1]),
-        "moved": [] if moved is None else np.argsort(-np.abs(moved), kind="stable"),
-    }
-    chosen = list(
-        dict.fromkeys(
-            int(index)
-            for kind, number in GALLERY.items()
-            for index in candidates[kind][:number]
-        )
+    chosen = choose(
+        pair("accuracy"), pair("predicted"), pair("probability"), pair("box_share")
     )
-    maps = [_class_maps(run, phase, source, chosen) for phase in (before, after)]
+    shares, masses = pair("box_share"), pair("mass_c")
+    maps = [_class_maps(run, phase, source, chosen) for phase in phases]
     entries, size = [], 0
     batches = splits.placed_batches(run.config, dataset.Examples(source, chosen))
     for batch in batches:
         for row in np.flatnonzero(batch["example_mask"] > 0):
             place = batch["place"][row]
             index = chosen[place]
+            mass = [float(np.nan_to_num(m[index])) for m in masses]
             entry = {
-                "index": index,
+                "index": int(places[index]),
                 "label": int(batch["label"][row]),
                 "first": index < GALLERY["first"],
-                "right": [bool(r[index]) for r in right],
-                "says": [int(value(p, "predicted")[index]) for p in (before, after)],
-                "p": [
-                    round(float(value(p, "probability")[index]), 3)
-                    for p in (before, after)
+                "right": [bool(r[index] > 0) for r in pair("accuracy")],
+                "says": [int(p[index]) for p in pair("predicted")],
+                "p": [round(float(p[index]), 3) for p in pair("probability")],
+                "negligible": [
+                    f"{m:.1e} logits" if m < NEGLIGIBLE else None for m in mass
                 ],
             }
-            if moved is not None and all(np.isfinite(s[index]) for s in shares):
+            if shares[0] is not None and all(np.isfinite(s[index]) for s in shares):
                 entry["share"] = [round(float(s[index]), 3) for s in shares]
             bbox = batch["bbox"][row] if "bbox" in batch else None
-            heats = (None, maps[0][place], maps[1][place])
+            heats = [
+                part[place] * min(1.0, m / NEGLIGIBLE)
+                for part, m in zip(maps, mass, strict=True)
+            ]
             entry["pictures"] = [
-                _thumbnail(batch["image"][row], heat, bbox) for heat in heats
+                _thumbnail(batch["image"][row], heat, bbox) for heat in (None, *heats)
             ]
             size += sum(map(len, entry["pictures"]))
             if size > MAX_GALLERY_BYTES:
@@ -81,14 +86,37 @@ def gallery(run, source, results, per_example) -> list:
     return entries
 
 
+def choose(accuracy, predicted, probability, shares) -> list[int]:
+    """The indices that the gallery shows, of pairs (before, after) of arrays [N]."""
+    right = [values > 0 for values in accuracy]
+    moved = []
+    if shares[0] is not None:
+        moved = np.argsort(-np.abs(np.nan_to_num(shares[1] - shares[0])), kind="stable")
+    candidates = {
+        "worst": np.argsort(np.nan_to_num(probability[1]), kind="stable"),
+        "first": np.arange(len(right[0])),
+        "fixed": np.flatnonzero(~right[0] & right[1]),
+        "broken": np.flatnonzero(right[0] & ~right[1]),
+        "changed": np.flatnonzero(predicted[0] != predicted[1]),
+        "moved": moved,
+    }
+    return list(
+        dict.fromkeys(
+            int(index)
+            for kind, number in GALLERY.items()
+            for index in candidates[kind][:number]
+        )
+    )
+
+
 def _class_maps(run, phase, source, indices):
     """L^c / max L^c of some images, [n, H, W]; 0 where a map is not finite."""
-    variables = run.states[phase].variables
-    step = devices.compiled(_maps_step, run.config, run.model)
-    maps = splits.map_split(
+    maps = splits.collect(
+        _maps_step,
         run.config,
+        run.model,
         dataset.Examples(source, indices),
-        lambda batch: step(variables, batch),
+        run.states[phase].variables,
     )["maps"]
     maps = np.nan_to_num(maps, posinf=0.0, neginf=0.0)
     peaks = maps.max(axis=(1, 2), keepdims=True)

@@ -1,22 +1,24 @@
 """The report of an evaluation: one self-contained web page.
 
-The page (``report.html`` beside this file is its frame) needs no network: pictures are
-inlined, curves are SVG, and without JavaScript everything but the gallery is still
-there.
+The page needs no network: pictures are inlined, curves are SVG, and without JavaScript
+everything but the gallery is still there. What it looks like is in its template; here
+is what it says.
 """
 
-import html
 import json
-import re
 from pathlib import Path
+
+import numpy as np
 
 from train.configuration import reproducing_command
 from train.files import write_text
 from train.measure.catalogue import MEASURES, format_value
+from train.measure.classes import confusion
 from train.show import charts, figures, tables
 from train.show.gallery import data_uri, gallery
+from train.show.names import class_names
 
-FRAME = Path(__file__).with_name("report.html")
+TEMPLATES = Path(__file__).with_name("templates")
 HEADLINE = (
     "accuracy",
     "box_share",
@@ -27,6 +29,8 @@ HEADLINE = (
     "matched_drop",
     "matched_increase",
 )
+# Of more classes the page has no matrix, and not the rows of all.
+MOST_IN_MATRIX, MOST_ROWS = 20, 40
 
 
 def write_report(run, source, results, per_example) -> Path:
@@ -40,42 +44,50 @@ def write_report(run, source, results, per_example) -> Path:
     Returns:
       The path of the page.
     """
-    before, after = results["before"], results["after"]
-    parts = {
-        "title": html.escape(run.name),
-        "subtitle": html.escape(
-            f"{results['num_images']} images of split {results['split']} of "
-            f"{run.config.dataset}; model {run.config.model}; evaluated in "
-            f"{results['seconds']:.0f} s on {results['device']}."
-        ),
-        "notes": "".join(
-            f'<p class="note">{html.escape(note)}</p>' for note in results["notes"]
-        ),
-        "headline": _headline(results),
-        "phases": _phase_table(results),
-        "methods": _method_table(results),
-        "num_method_images": str(results["num_method_images"]),
-        "device": html.escape(results["device"]),
-        "sanity": _sanity_table(results),
-        "figures": _draw_figures(run, source, results),
-        "training": charts.training_charts(run),
-        "perturbation": charts.perturbation_charts(results),
-        "before": html.escape(before),
-        "after": html.escape(after),
-        "gallery": json.dumps(gallery(run, source, results, per_example)),
-        "definitions": _definitions(results),
-        "command": html.escape(reproducing_command(run.config, run.workdir)),
-        "config": html.escape(
-            json.dumps(json.loads(run.config.to_json()), indent=2, sort_keys=True)
-        ),
-    }
-    # "</" inside the data would end the script that holds it.
-    parts["gallery"] = parts["gallery"].replace("</", "<\\/")
-    page = FRAME.read_text()
-    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], page)
+    names = class_names(run.data)
+    places = per_example.get("places", np.arange(len(source)))
+    page = render(
+        results=results,
+        dataset=run.config.dataset,
+        model=run.config.model,
+        names=names,
+        headline=_headline(results),
+        phases=_phase_table(results),
+        methods=_method_table(results),
+        sanity=_sanity_table(results),
+        classes=_class_table(results, names),
+        confusions=_confusions(results, per_example, names),
+        figures=_draw_figures(run, source, results),
+        training=charts.training_charts(run),
+        perturbation=charts.perturbation_charts(results),
+        gallery=gallery(run, source, results, per_example, places),
+        definitions=[m for key, m in MEASURES.items() if _is_known(results, key)],
+        command=reproducing_command(run.config, run.workdir),
+        config=json.dumps(json.loads(run.config.to_json()), indent=2, sort_keys=True),
+    )
     path = run.workdir / "report.html"
     write_text(path, page)
     return path
+
+
+def render(**context) -> str:
+    """The page; whatever text the context holds is shown as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        arrow=tables.arrow, chart_size=(charts.WIDTH, charts.HEIGHT), **context
+    )
+
+
+def _is_known(results, key):
+    return any(key in row for row in results["phases"].values())
 
 
 def _headline(results):
@@ -88,22 +100,14 @@ def _headline(results):
         new = results["phases"][after].get(key)
         if not old or not new:
             continue
-        change = ""
+        change = None
         if difference and key in difference["measures"]:
             entry = difference["measures"][key]
-            change = (
-                f"<small>{_signed(key, entry['mean'])} against "
-                f"{html.escape(difference['reference'])} "
-                f"[{_signed(key, entry['low'])}, {_signed(key, entry['high'])}]</small>"
-            )
-        measure = MEASURES[key]
-        tiles.append(
-            f'<div class="tile" title="{html.escape(measure.definition)}">'
-            f"<span>{html.escape(measure.title)}{tables.arrow(measure)}</span>"
-            f"<b>{format_value(key, old['mean'])} → "
-            f"{format_value(key, new['mean'])}</b>{change}</div>"
-        )
-    return "".join(tiles)
+            mean, low, high = (_signed(key, entry[k]) for k in ("mean", "low", "high"))
+            change = f"{mean} against {difference['reference']} [{low}, {high}]"
+        values = (format_value(key, entry["mean"]) for entry in (old, new))
+        tiles.append((MEASURES[key], *values, change))
+    return tiles
 
 
 def _signed(key, value):
@@ -112,133 +116,154 @@ def _signed(key, value):
 
 
 def _phase_table(results):
-    names = list(results["phases"])
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    rows, group = [], None
+    """[(group, [(measure, n, cells)])] of what was measured."""
+    groups = {}
     for key, measure in MEASURES.items():
-        entries = [results["phases"][name].get(key) for name in names]
-        if not any(entries):
-            continue
-        if measure.group != group:
-            group = measure.group
-            rows.append(
-                f'<tr class="group"><th colspan="{len(names) + 2}">{group}</th></tr>'
-            )
-        number = max(entry["n"] for entry in entries if entry)
-        cells = "".join(_cell(key, entry) for entry in entries)
-        rows.append(
-            f'<tr><th title="{html.escape(measure.definition)}">'
-            f"{html.escape(measure.title)}{tables.arrow(measure)}</th>"
-            f'<td class="n">{number}</td>{cells}</tr>'
-        )
-    return (
-        f"<table><thead><tr><th>measure</th><th>n</th>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+        entries = [row.get(key) for row in results["phases"].values()]
+        if any(entries):
+            number = max(entry["n"] for entry in entries if entry)
+            cells = [_cell(key, entry) for entry in entries]
+            groups.setdefault(measure.group, []).append((measure, number, cells))
+    return list(groups.items())
 
 
 def _method_table(results):
     columns = tables.method_columns(results)
-    head = "".join(
-        f'<th><button title="{html.escape(MEASURES[key].definition)}">'
-        f"{html.escape(MEASURES[key].title)}{tables.arrow(MEASURES[key])}</button></th>"
-        for key in columns
-    )
-    rows = []
-    for row in results["methods"]:
-        cells = "".join(_cell(key, row["measures"].get(key)) for key in columns)
-        milliseconds = row["ms_per_image"]
-        rows.append(
-            f"<tr{' class=ours' if row['ours'] else ''}>"
-            f"<th>{html.escape(tables.method_title(row))}</th>"
-            f"<td>{html.escape(row['model'])}</td>{cells}"
-            f'<td data-value="{milliseconds}">{milliseconds:.2f}</td></tr>'
-        )
-    return (
-        '<table class="sortable"><thead><tr><th><button>method</button></th>'
-        f"<th><button>model</button></th>{head}"
-        "<th><button>ms ↓</button></th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+    return {
+        "columns": [MEASURES[key] for key in columns],
+        "rows": [
+            {
+                "title": tables.method_title(row),
+                "ours": row["ours"],
+                "model": row["model"],
+                "cells": [_cell(key, row["measures"].get(key)) for key in columns],
+                "ms": row["ms_per_image"],
+            }
+            for row in results["methods"]
+        ],
+    }
 
 
 def _cell(key, entry):
+    """{value, text, low, high}; value is "" where it is not known."""
     if not entry:
-        return '<td data-value="">–</td>'
+        return {"value": "", "text": "–"}
     low, high = (format_value(key, entry[end]) for end in ("low", "high"))
     value = entry["mean"] if tables.is_number(entry["mean"]) else ""
-    return (
-        f'<td data-value="{value}">{format_value(key, entry["mean"])}'
-        f"<small>{low} … {high}</small></td>"
-    )
+    text = format_value(key, entry["mean"])
+    return {"value": value, "text": text, "low": low, "high": high}
 
 
 def _sanity_table(results):
-    rows = "".join(
-        f"<tr><th>{html.escape(tables.TITLES.get(method, method))}</th>"
-        f"<td>{tables.number(row['mean'])}<small>{tables.number(row['low'])} … "
-        f"{tables.number(row['high'])}</small></td>"
-        f'<td class="{"pass" if row["passed"] else "fail"}">'
-        f"{'passes' if row['passed'] else 'fails'}</td></tr>"
+    return [
+        {
+            "title": tables.TITLES.get(method, method),
+            "passed": row["passed"],
+            **{key: tables.number(row[key]) for key in ("mean", "low", "high")},
+        }
         for method, row in results["sanity"].items()
-    )
-    return (
-        "<table><thead><tr><th>method</th><th>rank correlation</th><th>verdict</th>"
-        f"</tr></thead><tbody>{rows}</tbody></table>"
-    )
+    ]
 
 
-def _definitions(results):
-    rows = []
-    for key, measure in MEASURES.items():
-        if any(key in row for row in results["phases"].values()):
-            rows.append(
-                f"<dt>{html.escape(measure.title)}</dt>"
-                f"<dd>{html.escape(measure.definition)}</dd>"
-            )
-    return f"<dl>{''.join(rows)}</dl>"
+def _class_table(results, names):
+    """The rows of the classes, the least accurate after first."""
+    before, after = results["before"], results["after"]
+    rows = sorted(results["classes"], key=lambda row: row["accuracy"][after])
+    return {
+        "boxes": any(row["box_share"] for row in rows),
+        "left_out": max(0, len(rows) - MOST_ROWS),
+        "rows": [
+            {
+                "name": names[row["class"]],
+                "n": row["n"],
+                "values": [
+                    (value, format_value(key, value))
+                    for key in ("accuracy", "box_share")
+                    for value in (row[key].get(p) for p in (before, after))
+                    if row[key]
+                ],
+                "taken_for": ""
+                if row["taken_for"][after] is None
+                else names[row["taken_for"][after]],
+            }
+            for row in rows[:MOST_ROWS]
+        ],
+    }
+
+
+def _confusions(results, per_example, names):
+    """Per phase shown: the matrix where there are few classes, and the worst pairs."""
+    found = []
+    for phase in dict.fromkeys((results["before"], results["after"])):
+        labels, says = (per_example[f"{phase}/{k}"] for k in ("label", "predicted"))
+        counts = confusion(labels, says, len(names))
+        wrong = counts * (1 - np.eye(len(names), dtype=int))
+        worst = np.argsort(-wrong, axis=None, kind="stable")[:MOST_IN_MATRIX]
+        pairs = zip(*np.unravel_index(worst, wrong.shape), strict=True)
+        rows = []
+        if len(names) <= MOST_IN_MATRIX:
+            shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            rows = [
+                (
+                    names[i],
+                    list(zip(counts[i].tolist(), shares[i].round(3), strict=True)),
+                )
+                for i in range(len(names))
+            ]
+        found.append(
+            {
+                "phase": phase,
+                "rows": rows,
+                "pairs": [
+                    (names[i], names[j], int(wrong[i, j]))
+                    for i, j in pairs
+                    if wrong[i, j]
+                ],
+            }
+        )
+    return found
 
 
 def _draw_figures(run, source, results):
-    """The three pictures of the source, as files and inlined."""
+    """The pictures of the paper, as files and inlined: (title, caption, picture)."""
     before, after = results["before"], results["after"]
     phases = (before, after)
     data = run.data._replace(test=source)
     arguments = (run.config, run.model, run.states, data, run.workdir)
+    number = results["num_statistics"]
     drawn = [
         (
-            figures.write_before_after(*arguments, phases=phases),
+            figures.write_before_after(
+                *arguments, phases=phases, num_statistics=number
+            ),
             "Guided localisation: before and after",
-            "The first images of the split, unselected. White: the true box. L^c is "
-            "the map of the true class, L^p that of the runner-up on the same scale, "
-            f"L^ib the information bottleneck's. Model {before}, then {after}.",
+            "The first images, unselected. White: the true box, where there is one. "
+            "L^c is the map of the true class, L^p that of the runner-up on the same "
+            f"scale, L^ib the information bottleneck's. Model {before}, then {after}. "
+            "A map that says next to nothing is drawn faint, with its bits below.",
         )
     ]
-    if results["num_classes"] > 1:
+    if results["num_classes"] > 1 and results["pictures"]:
         drawn.append(
             (
-                figures.write_suppression(*arguments, phases),
+                figures.write_suppression(*arguments, phases, num_statistics=number),
                 "Suppression of the runner-up",
                 "L^c, L^p and their overlap min(L^c, L^p). The four scores under the "
                 "input are the probabilities of the true class c and of the runner-up "
-                "p, before → after. The source prints four numbers there without "
+                "p, before → after. The paper prints four numbers there without "
                 "saying what they are; this is how we read them.",
             )
         )
-    drawn.append(
-        (
-            figures.write_deletion(*arguments, phases),
-            "Deletion",
-            "The most salient 30, 60 and 90 % of the pixels become black. P is the "
-            "probability of the true class: with a good map it falls at once.",
+    if results["pictures"]:
+        drawn.append(
+            (
+                figures.write_deletion(*arguments, phases),
+                "Deletion",
+                "The most salient 30, 60 and 90 % of the pixels become black. P is the "
+                "probability of the true class: with a good map it falls at once.",
+            )
         )
-    )
-    return "".join(
-        f"<figure><h3>{html.escape(title)}</h3>"
-        f'<div class="scroll"><img alt="{html.escape(title)}" src="{_inline(path)}">'
-        f"</div><figcaption>{html.escape(caption)}</figcaption></figure>"
-        for path, title, caption in drawn
-    )
+    return [(title, caption, _inline(path)) for path, title, caption in drawn]
 
 
 def _inline(path):

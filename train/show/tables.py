@@ -23,9 +23,14 @@ COLUMNS = (
 def markdown(header, rows) -> str:
     """A table of texts: the header's cells and, per row, as many."""
     lines = [header, ["---"] * len(header), *rows]
-    texts = ["| " + " | ".join(cells) + " |" for cells in lines]
+    texts = ["| " + " | ".join(map(_cell, cells)) + " |" for cells in lines]
     texts[1] = texts[1].replace(" ", "")
     return "\n".join(texts)
+
+
+def _cell(text):
+    """A name may hold what would end its cell."""
+    return " ".join(text.split("\n")).replace("|", "\\|")
 
 
 def phase_table(results: dict) -> str:
@@ -58,6 +63,7 @@ def evaluation_markdown(results: dict) -> str:
         f"{results['sanity_limit']} on: its maps do not follow the weights.",
         _sanity_markdown(results),
     ]
+    blocks += ["## Classes", _class_markdown(results)]
     if results["notes"]:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
     shown = [k for k in MEASURES if any(k in r for r in results["phases"].values())]
@@ -91,6 +97,20 @@ def _method_markdown(results):
         cells = (with_interval(key, row["measures"].get(key)) for key in columns)
         rows.append((name, row["model"], *cells, f"{row['ms_per_image']:.2f}"))
     return markdown(("method", "model", *titles, "ms"), rows)
+
+
+def _class_markdown(results):
+    """A row per class, the accuracy of each phase of the run."""
+    phases = list(results["classes"][0]["accuracy"])
+    rows = [
+        (
+            results["class_names"][row["class"]],
+            str(row["n"]),
+            *(format_value("accuracy", row["accuracy"][p]) for p in phases),
+        )
+        for row in results["classes"]
+    ]
+    return markdown(("class", "n", *phases), rows)
 
 
 def _sanity_markdown(results):

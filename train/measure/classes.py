@@ -1,0 +1,54 @@
+"""What a network says of each class: counts of (class, answer), and what is chance."""
+
+import numpy as np
+
+
+def confusion(labels, predicted, num_classes: int) -> np.ndarray:
+    """int [C, C]: how often an image of a row's class is called the column's."""
+    index = np.asarray(labels, int) * num_classes + np.asarray(predicted, int)
+    return np.bincount(index, minlength=num_classes**2).reshape(num_classes, -1)
+
+
+def majority(labels) -> tuple[int, float]:
+    """The most frequent class and its share: what always naming it would get right."""
+    counts = np.bincount(np.asarray(labels, int))
+    return int(counts.argmax()), float(counts.max() / counts.sum())
+
+
+def class_rows(values: dict, phases, num_classes: int) -> list[dict]:
+    """Per class that occurs: its number, its images and what each phase makes of it.
+
+    Args:
+      values: per-example arrays by "phase/measure".
+      phases: names.
+      num_classes: of the data set.
+
+    Returns:
+      dicts {"class", "n", "accuracy": dict by phase, "box_share": the same where it is
+      known, "taken_for": dict phase -> the most frequent wrong answer or None}.
+    """
+    labels = values[f"{phases[0]}/label"].astype(int)
+    matrices = {
+        phase: confusion(labels, values[f"{phase}/predicted"], num_classes)
+        for phase in phases
+    }
+    rows = []
+    for number in np.unique(labels):
+        row = {"class": int(number), "n": int((labels == number).sum())}
+        for key in ("accuracy", "box_share"):
+            row[key] = {
+                phase: _mean(values[f"{phase}/{key}"][labels == number])
+                for phase in phases
+                if f"{phase}/{key}" in values
+            }
+        row["taken_for"] = {}
+        for phase, matrix in matrices.items():
+            wrong = matrix[number] * (np.arange(num_classes) != number)
+            row["taken_for"][phase] = int(wrong.argmax()) if wrong.any() else None
+        rows.append(row)
+    return rows
+
+
+def _mean(values):
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None
