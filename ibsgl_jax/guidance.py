@@ -154,12 +154,11 @@ def guide(
     where the gate is open, with the classes, the gate and the teacher held fixed.
 
     Args:
-      key: for the bottleneck's noise: one key, or keys [N]. Not read if a teacher is
-        given.
+      key: for the bottleneck's noise, or keys [N]; not read if a teacher is given.
       head_fn: features [N, H, W, K] -> logits [N, C], images independent.
       features: A, [N, H, W, K], any float dtype; the computation is in float32.
       labels: int [N], the true class c.
-      moments: of the features, for the bottleneck. Not read if a teacher is given.
+      moments: of the features; not read if a teacher is given.
       config: ``GuidanceConfig()`` if None.
       teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
         true mask.

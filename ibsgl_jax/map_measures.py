@@ -202,7 +202,7 @@ def is_positive(mask):
 
 
 def ratio(part, whole):
-    """part / whole, 0 where the whole is 0 (NaN passes)."""
+    """The ratio part / whole, 0 where the whole is 0 (NaN passes)."""
     empty = whole == 0
     return jnp.where(empty, 0.0, part / jnp.where(empty, 1.0, whole))
 

@@ -1,7 +1,4 @@
-"""Eight CPU devices for every test; must run before the first import of jax.
-
-No test relies on implicit promotion of ranks or dtypes, nor does the library.
-"""
+"""Eight CPU devices for every test; must run before the first import of jax."""
 
 import os
 
@@ -9,8 +6,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 
 import pytest  # noqa: E402
 

@@ -494,11 +494,11 @@ class TestAttribute:
             (dict(classes=np.array([0, 10])), "class 10 is out of range.*0 to 9"),
             (dict(classes=np.array([-1, 0])), "class -1 is out of range"),
             (dict(classes=np.array([0.0, 1.0])), "give integers"),
-            (dict(method="ib"), "'ib' draws at random: give key"),
+            (dict(method="ib"), "'ib' needs moments"),
             (dict(method="ib", key=jax.random.key(0)), "'ib' needs moments"),
             (
                 dict(method="random", key=jax.random.split(jax.random.key(0), 5)),
-                "one key or 2",
+                "keys .N., one per image",
             ),
             (dict(method="full_grad"), "'full_grad' needs tapped_fn.*make_tapped_fn"),
             (dict(chunk_size=0), "chunk_size=0"),

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.pictures import draw, fill, map_all, names_of, save
-from train.data import decoded, folders, pipeline
+from train.data import batches as batching
+from train.data import decoded, folders
 
 
 @pytest.fixture
@@ -142,13 +143,13 @@ class TestReading:
         data = open_(fill(tmp_path / "photos"))
         sent = pickle.loads(pickle.dumps(data.train))  # to grain's workers
         np.testing.assert_array_equal(sent[1]["image"], data.train[1]["image"])
-        batches = pipeline.make_train_dataset(
+        batches = batching.make_train_dataset(
             data.train, batch_size=4, seed=0, augment="imagenet", image_size=16
         )
-        batch = next(iter(pipeline.iterate(batches)))
+        batch = next(iter(batching.iterate(batches)))
         assert batch["image"].shape == (4, 16, 16, 3)
-        evaluation = pipeline.make_eval_batches(
+        evaluation = batching.make_eval_batches(
             data.test, batch_size=4, transform="resize_center", image_size=16
         )
-        real = sum(b["example_mask"].sum() for b in pipeline.iterate(evaluation))
+        real = sum(b["example_mask"].sum() for b in batching.iterate(evaluation))
         assert real == len(data.test)

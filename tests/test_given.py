@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from train.data.pipeline import DatasetError
 
 from tests.pictures import SIZE, draw, map_all, save
 from train.data import given
+from train.errors import DatasetError
 
 
 class ClassLabel:

@@ -328,7 +328,7 @@ class TestData:
     @pytest.mark.parametrize(
         "change, word",
         [
-            ({"model": "vgg16", "image_size": 8}, "image_size=8: images must be at"),
+            ({"model": "vgg16", "image_size": 8}, "not 8 x 8"),
             ({"train_split": "trian"}, "no split 'trian'"),
             ({"batch_size": 128}, "batch_size=128 is more than the 64 examples"),
             ({"model_options.stage_sise": 3}, "model_options of small_resnet"),

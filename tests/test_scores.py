@@ -160,7 +160,10 @@ class TestMain:
         for arguments, words in (
             (["--workdir", str(tmp_path), "--split", "test"], "holds no run"),
             (["--workdir", str(workdir), "--split", "dusk", "--limit", "2"], "dusk"),
-            (["--workdir", str(workdir), "--split", "test", "--limit", "-1"], "below"),
+            (
+                ["--workdir", str(workdir), "--split", "test", "--limit", "-1"],
+                "--limit: -1",
+            ),
             (
                 ["--workdir", str(workdir), "--split", "test", "--phases", "x"],
                 "no phase 'x'",

@@ -281,7 +281,7 @@ class TestMain:
         assert sweep.main([str(tmp_path / "none.py")]) == 2
         assert "no file" in capsys.readouterr().err
         assert sweep.main([str(config), "--jobs", "0"]) == 2
-        assert "--jobs=0" in capsys.readouterr().err
+        assert "--jobs: 0" in capsys.readouterr().err
 
 
 class TestRunSeeds:

@@ -83,7 +83,10 @@ def _find_config(argument: str) -> str:
         return argument
     file, colon, rest = value.partition(":")
     own = Path(__file__).resolve().parents[1] / file
-    if Path(file).exists() or not own.is_file():
+    try:
+        if Path(file).exists() or not own.is_file():
+            return argument
+    except (OSError, ValueError):  # a name that cannot be one
         return argument
     return f"{name}={own}{colon}{rest}"
 

@@ -152,7 +152,7 @@ def parse_class(text: str | None, class_names: Sequence[str]) -> int | None:
 
 
 def split(classifier: Classifier, layer: str | None) -> tuple[Callable, Callable]:
-    """features_fn and head_fn at a layer, as pytrees that carry the weights.
+    """The features_fn and head_fn at a layer, as pytrees that carry the weights.
 
     Of a model with one logit the head has two: see ``two_classes``.
 

@@ -343,7 +343,7 @@ def _image(value, side):
     if isinstance(value, io.BytesIO):
         try:
             Image.open(value)
-            image = images.read(value)
+            image = images.read("image", data=value.getvalue())
         except UnidentifiedImageError:
             raise ImageError("image: its bytes are no image") from None
         except ImageError as error:  # which has no path to name
@@ -355,7 +355,7 @@ def _image(value, side):
         else:  # as from a file of its own
             file = io.BytesIO()
             value.save(file, "TIFF" if value.mode == "F" else "PNG")
-            image = images.read(file)
+            image = images.read("image", data=file.getvalue())
         return image, image.size
     array = np.asarray(value)
     if array.ndim == 3 and array.shape[-1] == 1:
