@@ -196,15 +196,11 @@ def guide(
 
     # The images are independent: the gradient of the sum is each one's own.
     gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
-    if num_examples is None:
-        num_examples = features.shape[0]
     target = _descend(features, gradient, num_examples, config)
     classes, gate = classes_fn(logits), _gate(logits, labels, config)
     _, target_maps = saliency.logits_and_saliencies(
         head_fn, target, classes, weighting=config.weighting
     )
-    norm = _norm(features)[:, 0, 0, 0]
-    move = _norm(target - features)[:, 0, 0, 0]
     guidance = Guidance(
         target_features=target,
         logits=logits,
@@ -217,7 +213,7 @@ def guide(
         target_loss=saliency_loss(
             target_maps[:, 0], target_maps[:, 1], teacher, gate, config
         ),
-        relative_move=jnp.where(norm > 0, move / jnp.where(norm > 0, norm, 1.0), 0.0),
+        relative_move=_relative_move(features, target),
         blank=(jnp.max(maps[:, 0], axis=(1, 2)) <= 0).astype(jnp.float32),
     )
     return jax.lax.stop_gradient(guidance)
@@ -333,6 +329,8 @@ def _gate(logits, labels, config):
 
 def _descend(features, gradient, num_examples, config):
     if config.step == "plain":
+        if num_examples is None:
+            num_examples = features.shape[0]
         target = features - config.step_size / num_examples * gradient
     else:
         norm = _norm(gradient)
@@ -342,6 +340,13 @@ def _descend(features, gradient, num_examples, config):
         direction = jnp.where(positive, gradient / jnp.where(positive, norm, 1.0), 0.0)
         target = features - config.step_size * _norm(features) * direction
     return jax.nn.relu(target) if config.rectify_features else target
+
+
+def _relative_move(features, target):
+    """``||A' - A|| / ||A||`` per example, [N]; 0 where A is all zero."""
+    norm = _norm(features)[:, 0, 0, 0]
+    move = _norm(target - features)[:, 0, 0, 0]
+    return jnp.where(norm > 0, move / jnp.where(norm > 0, norm, 1.0), 0.0)
 
 
 def _norm(x: chex.Array) -> chex.Array:

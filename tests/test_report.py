@@ -361,7 +361,7 @@ class TestBrowser:
         assert sorted(values()) == sorted(before)
 
     def test_gallery_filters_and_sorts(self, browser, evaluated):
-        _, _, _, per_example = evaluated
+        run, _, _, per_example = evaluated
         fixed = (per_example["plain/accuracy"] == 0) & (
             per_example["guided/accuracy"] == 1
         )
@@ -391,7 +391,8 @@ class TestBrowser:
         element = browser.find_element("id", "class")
         browser.execute_script(choose, element, str(int(labels[0])))
         assert len(cards()) == (labels == labels[0]).sum()
-        assert all(f"class {int(labels[0])}" in card.text for card in cards())
+        wanted = run.data.class_names[int(labels[0])]
+        assert all(wanted in card.text for card in cards())
 
     def test_the_slider_moves_the_line(self, browser):
         browser.execute_script(

@@ -293,7 +293,7 @@ def make_explain_fn(
     seed: int,
     target: int | None,
 ) -> Callable:
-    """One function: pixels [N, ...] -> (logits [N, C], classes [N], {method: maps [N, H, W]}).
+    """A function: pixels [N, ...] -> (logits [N, C], classes [N], {method: maps}).
 
     One compiled function for all methods, so that they share the pass through the
     network.
