@@ -3,6 +3,8 @@
 Names of files may hold anything: what is printed goes through ``shown``.
 """
 
+import contextlib
+import logging
 import os
 import re
 import sys
@@ -47,7 +49,8 @@ def run(command: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = command()
+        with _notices():
+            status = command()
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
@@ -70,6 +73,24 @@ def run(command: Callable[[], int]) -> int:
         traceback.print_exc()
         say("this is a bug of ibsgl: please report it with the lines above")
         return BUG
+
+
+class _Notices(logging.Handler):
+    """What the library logs, as lines like all the others."""
+
+    def emit(self, record):
+        end_progress()
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def _notices():
+    logger, handler = logging.getLogger("ibsgl_jax"), _Notices()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _outside_cause(error: Exception) -> str | None:
