@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -97,6 +98,16 @@ class TestSignals:
             with pytest.raises(Stopped):
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise AssertionError("the signal did not end it")
+
+    def test_one_that_python_would_lose_comes_again(self):
+        class Losing:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with on_signals(), pytest.raises(Stopped) as info:
+            Losing()
+            time.sleep(60)
+        assert info.value.number == signal.SIGTERM
 
     def test_a_second_ctrl_c_does_not_wait(self):
         stop = Stop()

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -66,6 +67,19 @@ class TestRun:
         status, told = self.end(error, capsys)
         assert status == 1 and "Traceback" in told
         assert "please report it" in told.splitlines()[-1]
+
+    @pytest.mark.parametrize("kind, status", [(KeyboardInterrupt, 130), ("term", 143)])
+    def test_an_interrupt_in_a_destructor_is_not_lost(self, capsys, kind, status):
+        class Losing:
+            def __del__(self):
+                raise terminal.Terminated if kind == "term" else kind
+
+        def command():
+            Losing()
+            time.sleep(60)
+
+        assert terminal.run(command) == status
+        assert capsys.readouterr().err == "ibsgl: interrupted\n"
 
     def test_what_the_library_logs_is_a_line_like_the_others(self, capsys):
         def command():
