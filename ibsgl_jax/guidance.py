@@ -167,9 +167,14 @@ def guide(
 
     Returns:
       A ``Guidance``.
+
+    Raises:
+      ValueError: features that are no [N, H, W, K], a head that returns no logits
+        [N, C], C >= 2, or neither moments nor a teacher.
     """
     config = config or GuidanceConfig()
-    chex.assert_rank([features, labels], [4, 1])
+    saliency.check_features(features)
+    chex.assert_rank(labels, 1)
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
     if teacher is None:
         if moments is None:
