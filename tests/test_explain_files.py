@@ -83,6 +83,15 @@ class TestNobodysFileIsWrittenOver:
         line = f"{name} is there already"
         self.refused(explain, tmp_path, photo, "--out", out, line=line)
 
+    @pytest.mark.parametrize("out", ["gs://bucket/x", "S3://b", "file:///tmp/x"])
+    def test_an_address_is_no_folder(self, explain, tmp_path, out):
+        photo = save_photo(tmp_path / "a.png")
+        before = snapshot(tmp_path)
+        status, _, stderr = explain(photo, "--out", out)
+        assert status == 2 and "is an address, not a folder" in stderr
+        assert snapshot(tmp_path) == before and len(stderr.splitlines()) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
     def test_a_result_that_somebody_replaced(self, explain, tmp_path):
         photo = save_photo(tmp_path / "a.png")
         out = tmp_path / "out"
