@@ -1,5 +1,7 @@
 """python -m benchmarks.fuzz --minutes 10 --json: damaged files against every reader.
 
+It ends after --minutes, or after --inputs, whichever is given; after ten minutes else.
+
 Each input is read by a forked worker with 1 GiB of memory above its start and 10 s of
 processor time (that a machine is busy makes no hang; 300 s on the clock do). What is
 neither accepted nor refused in one line (a traceback, crash, hang, memory beyond the
@@ -11,6 +13,7 @@ import argparse
 import collections
 import faulthandler
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -188,8 +191,8 @@ def fuzz(targets, seed, *, seconds, most, keep, say) -> dict:
 def main(arguments=None):
     kinds = [kind for kind, _, _ in TARGETS]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--inputs", type=int, default=10**9, help="at most this many")
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--inputs", type=int, help="at most this many")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"))
@@ -203,12 +206,15 @@ def main(arguments=None):
         if options.out:
             options.out.write_text(json.dumps(so_far, indent=1))
 
+    minutes = options.minutes
+    if minutes is None:
+        minutes = math.inf if options.inputs is not None else 10.0
     targets = [target for target in TARGETS if target[0] in options.kinds]
     result = fuzz(
         targets,
         options.seed,
-        seconds=60 * options.minutes,
-        most=options.inputs,
+        seconds=60 * minutes,
+        most=math.inf if options.inputs is None else options.inputs,
         keep=options.keep,
         say=say,
     )

@@ -138,12 +138,12 @@ def table(rows) -> str:
     return "\n".join(lines)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="the embedded set alone")
     parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     on_cpu = jax.default_backend() == "cpu"
     cores = os.cpu_count()
     small = default.get_config()

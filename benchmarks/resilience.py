@@ -1,4 +1,4 @@
-"""python -m benchmarks.resilience [--json] [--kills 20]: what a run survives.
+"""python -m benchmarks.resilience [--json] [--kills 20] [--quick]: what a run survives.
 
 A real small run (`python -m train`, three phases) is killed by -9 at random moments,
 also while it saves, and started again by the same command each time, until it is done.
@@ -279,7 +279,7 @@ def other_devices_test(runs, stopped) -> dict:
     return {"times": 1, "lost": int(status != 0 or not told)}
 
 
-def run(num_kills, folder, seed=0) -> list[dict]:
+def run(num_kills, folder, seed=0, *, quick=False) -> list[dict]:
     """All faults; a list of rows with at least fault, times and lost."""
     generator = random.Random(seed)
     runs = Runs(folder)
@@ -290,6 +290,8 @@ def run(num_kills, folder, seed=0) -> list[dict]:
     reference = runs.outcome(runs.folder / "whole")
     _tell(f"undisturbed run: {time.monotonic() - begin:.0f} s")
     rows = [kill_test(runs, reference, num_kills, generator)]
+    if quick:
+        return rows
 
     stopped = runs.folder / "stopped"
     status, seconds = stop(runs, stopped, generator)
@@ -344,14 +346,15 @@ def _tell(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--kills", type=int, default=20, help="how many kills by -9")
+    parser.add_argument("--quick", action="store_true", help="kills alone")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(arguments.kills, folder, arguments.seed)
+        rows = run(arguments.kills, folder, arguments.seed, quick=arguments.quick)
     lost = sum(row["lost"] for row in rows)
     print(json.dumps({"rows": rows, "lost": lost}) if arguments.json else table(rows))
     return 1 if lost else 0

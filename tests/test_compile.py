@@ -220,6 +220,16 @@ class TestLowering:
         assert exported.out_avals[0].shape == (2, 4, 4)
 
 
+class TestCommand:
+    def test_prints_the_table(self, monkeypatch):
+        """With the devices that are here in the place of a slice of TPUs."""
+        monkeypatch.setattr(ahead, "describe", lambda topology: jax.devices()[:2])
+        rows, text = compile_command.run(small_config(), "here", num_classes=10)
+        assert list(rows) == ["plain", "guided"]
+        assert "16 images on here (2 chips, 8 a chip)" in text
+        assert "| collectives  |" in text and "| memory GiB |" in text
+
+
 class TestMemory:
     @pytest.mark.parametrize(
         "text, found",

@@ -202,3 +202,20 @@ class TestShares:
         """Else the comparisons above would be of plain steps."""
         plain, other = changes("plain", 1, 1, True), changes(case, 1, 1, True)
         assert np.linalg.norm(other - plain) > 1e-3 * np.linalg.norm(plain)
+
+
+def main():
+    """The difference from one device and one part, of the parameters' change."""
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_disable_most_optimizations", True)  # quicker to compile
+    settings = {"2 devices": (2, 1, True), "4 devices": (4, 1, True)}
+    settings |= {"2 parts": (1, 2, False), "2 devices in 2 parts": (2, 2, False)}
+    print("| step |", " | ".join(settings), "|")
+    print("|---" * (1 + len(settings)) + "|")
+    for case in CASES:
+        found = (f"{difference(case, *each):.0e}" for each in settings.values())
+        print(f"| {case} |", " | ".join(found), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

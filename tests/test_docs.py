@@ -1,5 +1,6 @@
 """README, docs and notebooks: what they show runs, what they link to is there."""
 
+import ast
 import contextlib
 import functools
 import importlib.util
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from ibsgl_jax import feature_stats
+from ibsgl_jax.app import trainer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -150,24 +152,38 @@ class TestReadme:
         assert links[0] == "docs/photos.md"
 
 
-def commands():
-    """Every ``python -m ...`` and ``ibsgl ...`` of the pages, as lists of words."""
+def documents():
+    """(name, text) of the pages, and of what the programs' files say of themselves."""
     for page in PAGES:
-        text = page.read_text().replace("\\\n", " ")
+        yield name(page), page.read_text()
+    for room in ("train", "configs", "benchmarks", "ibsgl_jax/app", "tests"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            yield name(path), ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def commands():
+    """Every ``python -m ...`` and ``ibsgl ...`` of them, as lists of words."""
+    for place, text in documents():
+        text = text.replace("\\\n", " ")
         for found in re.findall(r"(?:python -m|ibsgl) [^`\"\n]*", text):
             # A command in a line of prose ends where its quotes do.
-            yield name(page), shlex.split(found, comments=True)
+            with contextlib.suppress(ValueError):  # prose: an apostrophe opens a quote
+                words = shlex.split(found, comments=True)
+                yield place, [word.rstrip(":;,)]") for word in words]
 
 
 def split_command(words):
     """(module, subcommand or None, the words after), or None for prose."""
     if words[0] == "ibsgl":
+        if len(words) > 1 and words[1] in trainer.COMMANDS:
+            return trainer.COMMANDS[words[1]], None, words[2:]
         if len(words) < 2 or words[1] not in ("explain", "models", "export"):
             return None
         return "ibsgl_jax", words[1], words[2:]
-    if not re.match(r"(train|benchmarks|ibsgl_jax)\b", words[2]):
+    module = words[2].rstrip(".")
+    if not re.fullmatch(r"(train|benchmarks|tests)(\.[a-z_]+)*", module):
         return None
-    return words[2], None, words[3:]
+    return module, None, words[3:]
 
 
 @functools.cache
@@ -217,7 +233,58 @@ COMMANDS = sorted(
 )
 
 
+# The default test that runs it, on little; so that none breaks unseen.
+RUN_BY = {
+    ("ibsgl_jax", "explain"): "test_cli.py::TestExplain::test_writes_everything",
+    ("ibsgl_jax", "export"): "test_export.py::TestCommand::"
+    "test_writes_the_function_and_what_it_needs",
+    ("ibsgl_jax", "models"): "test_cli.py::TestModels::test_layers",
+    ("train", None): "test_workdir.py::TestCommand::test_trains",
+    ("train.compile", None): "test_compile.py::TestCommand::test_prints_the_table",
+    ("train.evaluate", None): "test_evaluate.py::TestBadInput::"
+    "test_the_command_compares_runs",
+    ("train.prepare", None): "test_configs.py::TestPrepare::test_says_what_is_missing",
+    ("train.scores", None): "test_scores.py::TestMain::"
+    "test_prints_the_table_of_the_record",
+    ("train.sweep", None): "test_sweep.py::TestMain::test_a_second_call_runs_nothing",
+    ("train.teachers", None): "test_teachers.py::TestCommand::test_measures_once",
+    ("tests.layers", None): "test_layers.py::test_the_code_keeps_the_rule",
+    ("tests.test_devices", None): "test_devices.py::TestShares::test_four_devices",
+    **{
+        (f"benchmarks.{script}", None): f"test_benchmark_commands.py::test_{script}"
+        for script in (
+            "attribution",
+            "fuzz",
+            "growth",
+            "imputation",
+            "input",
+            "pictures",
+            "quality",
+            "resilience",
+            "step",
+        )
+    },
+}
+
+
+def find_test(address):
+    """The syntax of a test and of what stands around it."""
+    file, *path = address.split("::")
+    found = [ast.parse((ROOT / "tests" / file).read_text())]
+    for part in path:
+        found.append(next(n for n in found[-1].body if getattr(n, "name", "") == part))
+    return found
+
+
 class TestCommands:
+    def test_each_is_run_by_a_default_test(self):
+        documented = {command[1:3] for command in COMMANDS}
+        assert documented == RUN_BY.keys()
+        for address in RUN_BY.values():
+            for node in find_test(address):
+                marks = map(ast.unparse, getattr(node, "decorator_list", ()))
+                assert not any("slow" in mark for mark in marks), address
+
     def test_are_found(self):
         modules = {module for _, module, _, _ in COMMANDS}
         assert {"train", "train.evaluate", "train.sweep", "ibsgl_jax"} <= modules
@@ -249,7 +316,7 @@ class TestCommands:
                         assert key in part, f"{page}: no field {field}"
                         part = part[key]
             for word in words:
-                for file in re.findall(r"configs/[\w/]+\.py", word):
+                for file in re.findall(r"configs/[a-z0-9_/]+\.py", word):
                     assert (ROOT / file).is_file(), f"{page}: {file}"
 
 

@@ -1,16 +1,14 @@
 """Perturbation curves, against reference arrays, dense algebra and linear models."""
 
 import functools
-import itertools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.sparse
-import scipy.sparse.linalg
 
+from benchmarks.imputation import make_hole, solved_directly
 from ibsgl_jax import imputation, metrics, perturbation
 from tests import golden_net
 
@@ -376,46 +374,6 @@ class TestSensitivitySizes:
     def test_small_image_has_no_repetitions(self):
         sizes = perturbation.sensitivity_sizes(10)
         np.testing.assert_array_equal(sizes, np.arange(1, 9))
-
-
-def solved_directly(image, hole):
-    """The weighted mean of the neighbours in float64, by a sparse factorisation."""
-    places = np.full(hole.shape, -1)
-    places[hole] = np.arange(hole.sum())
-    y, x = np.nonzero(hole)
-    rows, columns, values = [], [], []
-    degree, known = np.zeros(len(y)), np.zeros((len(y), image.shape[2]))
-    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
-        if dy == dx == 0:
-            continue
-        weight = 1 / 12 if dy and dx else 1 / 6
-        at_y, at_x = y + dy, x + dx
-        (here,) = np.nonzero(
-            (at_y >= 0) & (at_y < hole.shape[0]) & (at_x >= 0) & (at_x < hole.shape[1])
-        )
-        at_y, at_x = at_y[here], at_x[here]
-        degree[here] += weight
-        unknown = hole[at_y, at_x]
-        rows.extend(here[unknown])
-        columns.extend(places[at_y, at_x][unknown])
-        values.extend([-weight] * unknown.sum())
-        known[here[~unknown]] += weight * image[at_y, at_x][~unknown]
-    everyone = list(range(len(y)))
-    matrix = scipy.sparse.csc_matrix(
-        (values + list(degree), (rows + everyone, columns + everyone))
-    )
-    result = image.astype(np.float64)
-    result[hole] = scipy.sparse.linalg.splu(matrix).solve(known)
-    return result
-
-
-def make_hole(kind, fraction, size):
-    y, x = np.mgrid[:size, :size]
-    order = (y - size / 2.2) ** 2 + (x - size / 1.9) ** 2
-    if kind == "scattered":
-        order = np.random.default_rng(1).permutation(size * size).reshape(size, size)
-    count = round(fraction * size * size)
-    return order <= np.partition(order.ravel(), count - 1)[count - 1]
 
 
 class TestImputation:

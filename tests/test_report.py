@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from ml_collections import config_flags
 
 from configs import quickstart
 from ibsgl_jax import attribution
-from train.configuration import as_module, reproducing_command
+from train.configuration import reproducing_command
 from train.measure.catalogue import MEASURES
 from train.show import charts, figures, gallery, report, tables
 
@@ -280,8 +282,15 @@ class TestCommand:
             first == f"python -m train.configuration {tmp_path}/config.json > config.py"
         )
         assert command == f"python -m train --config=config.py --workdir={tmp_path}"
+        (tmp_path / "config.json").write_text(config.to_json())
+        done = subprocess.run(
+            [sys.executable, "-m", "train.configuration", tmp_path / "config.json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         module = {}
-        exec(as_module(json.loads(config.to_json())), module)
+        exec(done.stdout, module)
         made = module["get_config"]()
         assert made.guided.novelty == (1, (2.0, "x"))
         assert json.loads(made.to_json()) == json.loads(config.to_json())

@@ -200,3 +200,19 @@ class TestCommand:
         assert done.returncode == 2
         (line,) = done.stderr.strip().splitlines()
         assert "another run is writing" in line
+
+    def test_trains(self, tmp_path, photo_digits_dir):
+        (tmp_path / "tiny.py").write_text(
+            "from tests import tiny_run\n\n\ndef get_config():\n"
+            f"    return tiny_run.make_config({str(photo_digits_dir)!r})\n"
+        )
+        done = run_train(
+            f"--config={tmp_path / 'tiny.py'}",
+            "--config.phases=('plain',)",
+            f"--workdir={tmp_path / 'run'}",
+            JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        )
+        assert done.returncode == 0, done.stderr
+        assert "| plain |" in done.stdout
+        assert (tmp_path / "run" / "results.json").exists()
+        assert (tmp_path / "run" / "models" / "plain.npz").exists()

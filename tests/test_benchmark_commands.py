@@ -1,0 +1,88 @@
+"""Every script of benchmarks/ runs, on little; what it measures is not judged."""
+
+import json
+
+import pytest
+
+from benchmarks import (
+    attribution,
+    fuzz,
+    growth,
+    imputation,
+    input,
+    pictures,
+    quality,
+    resilience,
+    step,
+)
+from ibsgl_jax import pretrained
+from ibsgl_jax.bottleneck import BottleneckConfig
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+def test_step(capsys):
+    arguments = ["--quick", "--rounds", "1", "--variants", "guided, 10", "--json"]
+    assert step.main(arguments) == 0
+    plain, guided = json.loads(capsys.readouterr().out)["rows"]
+    assert plain["ratio"] == 1.0 and guided["convolutions"] == plain["convolutions"]
+
+
+def test_attribution(capsys):
+    arguments = ["--quick", "--rounds", "1", "--methods", "grad_cam", "--json"]
+    assert attribution.main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all(row["images_per_second"] > 0 for row in rows) and len(rows) > 1
+
+
+def test_input(capsys):
+    assert input.main(["--quick", "--seconds", "0.1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["input_per_step"] > 0
+
+
+def test_growth(capsys):
+    assert growth.main(["--quick", "--rounds", "1"]) == 0
+    assert capsys.readouterr().out
+
+
+def test_quality(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "NETWORKS", {"small_resnet": ("layer1_0", 1, 16)})
+    monkeypatch.setattr(quality, "NUM_STATISTICS", 4)
+    reference = BottleneckConfig(num_steps=3, num_samples=2)
+    monkeypatch.setattr(quality, "REFERENCE", reference)
+    preprocessing = pretrained.Preprocessing(16, 16, (0.5,) * 3, (0.25,) * 3)
+    monkeypatch.setattr(pretrained, "preprocessing", lambda name: preprocessing)
+    arguments = ["--quick", "--rounds", "1", "--cache", str(tmp_path)]
+    assert quality.main(arguments) == 0
+    table = capsys.readouterr().out
+    assert "| FAST | 8 |" in table and "| hirescam | 1 |" in table
+
+
+def test_imputation(capsys):
+    assert imputation.main(["--sizes", "16"]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| pixels | hole |") and len(rows) == 6
+    assert max(float(row.split("|")[-3]) for row in rows) < 1e-4
+
+
+def test_pictures(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    out = tmp_path / "explain.png"
+    assert pictures.main(["--method", "random", "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_fuzz(tmp_path, capsys):
+    arguments = ["--inputs", "4", "--kinds", "photo", "--json"]
+    assert fuzz.main([*arguments, "--keep", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["inputs"] == 4 == sum(found["counts"]["photo"].values())
+
+
+def test_resilience(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    assert resilience.main(["--quick", "--kills", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["lost"] == 0 and found["rows"][0]["times"] == 1
