@@ -345,7 +345,8 @@ def _pooled_value_and_grad(
     """
     height, width, _, num_channels = features.shape
     cells = height * width
-    kernel, bias = head_fn.kernel, head_fn.bias
+    kernel = head_fn.kernel.astype(jnp.float32)
+    bias = head_fn.bias.astype(jnp.float32)
     # Inactive elements are zero in the mixture: no mean, no noise, no offset.
     mean = jnp.mean(jnp.where(moments.active, moments.mean, 0.0), axis=(0, 1))
     offset = jnp.where(moments.active, features - moments.mean, 0.0)

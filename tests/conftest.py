@@ -1,4 +1,8 @@
-"""Eight CPU devices for every test; must run before the first import of jax."""
+"""Eight CPU devices for every test; must run before the first import of jax.
+
+No test relies on implicit promotion of ranks or dtypes, nor does what it tests. The
+environment's variables reach the child processes of tests as well.
+"""
 
 import os
 
@@ -6,8 +10,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 
 import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def explicit_promotion():
+    """The flags have arrived: nothing had imported jax before."""
+    import jax
+
+    assert jax.config.jax_numpy_rank_promotion == "raise"
+    assert jax.config.jax_numpy_dtype_promotion == "strict"
 
 
 @pytest.fixture(scope="session")

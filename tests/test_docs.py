@@ -32,6 +32,16 @@ NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 MAX_README_LINES = 200
 
 
+@pytest.fixture(scope="module", autouse=True)
+def promotion_as_users_have_it():
+    """Snippets and notebooks run without conftest's flags: a newcomer has set none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_NUMPY_RANK_PROMOTION")  # for the notebooks' kernels
+        patch.delenv("JAX_NUMPY_DTYPE_PROMOTION")
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            yield
+
+
 def name(path):
     return str(path.relative_to(ROOT))
 
