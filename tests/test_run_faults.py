@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,9 +62,15 @@ class TestPlan:
 class TestNothingIsWritten:
     """A refused run leaves no trace: the workdir is not even made."""
 
-    @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b", "hdfs://x/y"])
-    def test_an_address_is_no_workdir(self, address, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("kind", [str, Path])
+    @pytest.mark.parametrize(
+        "address",
+        ["gs://bucket/run", "s3://b", "hdfs://x/y", "GS://b", "file:///tmp/x"]
+        + ["abfs://c@d/e", "memory://", "gcs://b/r", "a+b://c"],
+    )
+    def test_an_address_is_no_workdir(self, address, kind, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        address = kind(address)
         with pytest.raises(ConfigError, match="is an address, not a folder"):
             loop.train_and_evaluate(tiny_run.make_config(tmp_path), address)
         assert not list(tmp_path.iterdir())
@@ -97,6 +105,16 @@ class TestSignals:
             with pytest.raises(Stopped):
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise AssertionError("the signal did not end it")
+
+    def test_one_that_python_would_lose_comes_again(self):
+        class Losing:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with on_signals(), pytest.raises(Stopped) as info:
+            Losing()
+            time.sleep(60)
+        assert info.value.number == signal.SIGTERM
 
     def test_a_second_ctrl_c_does_not_wait(self):
         stop = Stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from ibsgl_jax.app.terminal import shown
+from ibsgl_jax.app.terminal import interrupts_kept, shown
 from train.errors import UserError
 
 MAX_LENGTH = 2000  # of a line
@@ -29,7 +29,8 @@ def run(main):
     @functools.wraps(main)
     def run_main(*args, **kwargs) -> int:
         try:
-            status = main(*args, **kwargs)
+            with interrupts_kept():
+                status = main(*args, **kwargs)
             sys.stdout.flush()
             return status
         except UserError as error:

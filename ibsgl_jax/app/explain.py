@@ -1,7 +1,7 @@
 """``ibsgl explain``: overlays, contact sheets, all maps, and a JSON that says it all.
 
 Results are written as they come, in the memory of a chunk of photos; what one photo,
-a full disk or Ctrl-C costs is that photo, or the photos after it.
+a full disk, Ctrl-C or SIGTERM costs is that photo, or the photos after it.
 """
 
 import contextlib
@@ -60,7 +60,8 @@ def explain(
 
     Raises:
       UserError: nothing can be explained; nothing was written.
-      KeyboardInterrupt: with what was done; that is whole in the folder.
+      KeyboardInterrupt: with what was done; that is whole in the folder. After SIGTERM
+        it is ``terminal.Terminated``.
     """
     out = Path(out)
     found = photos.find(arguments)
@@ -178,7 +179,8 @@ class Results:
                 self._finish(complete, is_full=isinstance(stopped, OSError))
         done = f"{len(self.entries)} of {num_photos} photos are explained"
         if isinstance(stopped, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{done} in {self._folder.path}")
+            stopped.args = (f"{done} in {self._folder.path}",)
+            raise stopped
         if stopped is not None:
             raise UserError(f"{_cannot_write(stopped)}; {done}") from None
 
@@ -273,15 +275,17 @@ def _not_finite(classifier: Classifier, what: str) -> str:
 
 @contextlib.contextmanager
 def _uninterrupted():
-    """A second Ctrl-C does not cut short what saves the results."""
+    """A second signal does not cut short what saves the results."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_explain_fn(

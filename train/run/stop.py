@@ -6,6 +6,8 @@ import threading
 
 import jax
 
+from ibsgl_jax.app.terminal import interrupts_kept
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -65,7 +67,8 @@ def on_signals():
         return
     before = {number: signal.signal(number, stop.note) for number in SIGNALS}
     try:
-        yield stop
+        with interrupts_kept((Stopped, KeyboardInterrupt)):
+            yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
