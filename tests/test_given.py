@@ -97,6 +97,13 @@ class TestGiven:
             difference = np.asarray(image, float) - np.asarray(wanted.convert("RGB"))
             assert np.abs(difference).max() <= 1, kind
 
+    def test_pictures_that_look_wrong_are_told(self):
+        rows = self.rows()
+        dark = np.asarray(draw(77, mode="L")).astype(np.uint16)
+        rows[3]["image"] = Image.fromarray(dark)
+        (line,) = given.open_examples(rows, image_size=16).warnings
+        assert line.startswith("image: 16 bits, but its largest value is 2")
+
     def test_all_faults_at_once(self):
         rows = self.rows()
         rows[0]["label"] = float("nan")

@@ -24,7 +24,11 @@ METHODS = {
 
 
 def make_model(config, num_classes: int, *, axis_name: str | None = None):
-    """The config's model; with axis_name, BatchNorm averages over devices."""
+    """The config's model; with axis_name, BatchNorm averages over devices.
+
+    Raises:
+      ConfigError: there is no such model, or it has no such options.
+    """
     try:
         return models.create(
             config.model,
@@ -35,6 +39,8 @@ def make_model(config, num_classes: int, *, axis_name: str | None = None):
         )
     except TypeError as error:
         raise ConfigError(f"model_options of {config.model}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"model={config.model!r}: {error}") from error
 
 
 def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):
