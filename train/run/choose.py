@@ -18,6 +18,7 @@ from ibsgl_jax import pretrained
 from ibsgl_jax.images import ImageError
 from train.data import dataset, decoded, layouts, splitting
 from train.files import flatten
+from train.method.build import make_model
 
 OPEN = ("image_size", "batch_size")
 OPEN_IN_PHASES = ("num_epochs", "learning_rate")
@@ -169,7 +170,7 @@ def estimate_seconds(config, plans, data) -> float:
 
     Compiling is counted too; what is done already of a run that goes on is not.
     """
-    model = plans[0].model.clone(axis_name=None)
+    model = make_model(config, data.num_classes)
     local = max(1, config.batch_size // jax.device_count())
     images = jnp.zeros((local, config.image_size, config.image_size, 3), jnp.float32)
     start = time.perf_counter()

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from ibsgl_jax import pretrained
+from ibsgl_jax import pretrained, trained
+from ibsgl_jax.models import own
 from train.errors import ConfigError, Faults
 from train.files import write_json
 from train.method.build import candidates, make_model
@@ -75,10 +76,11 @@ def find_faults(config, faults: Faults):
         return
     model, tx = make_model(config, num_classes=2), optax.identity()
     try:
+        own.check(model, config.image_size)
         fresh = jax.eval_shape(
             lambda: create_state(jax.random.key(0), model, tx, config.image_size)
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  (a model of one's own raises anything)
         faults.add("model", _impossible(config, error).removeprefix("model"))
         return
     if any(config[name].init == "pretrained" for name in config.phases):
@@ -91,6 +93,17 @@ def _impossible(config, error) -> str:
     return f"model {config.model} at image_size={config.image_size}: {reason}"
 
 
+def _read_weights(config):
+    if not own.is_name(config.model):
+        return pretrained.load(config.model, config.pretrained or None)[1]
+    if not config.pretrained:
+        raise ValueError(
+            f"{config.model} has no weights that are known; give --config.pretrained="
+            "FILE, of models/ in a run or of trained.save, or init='random'"
+        )
+    return trained.load(config.pretrained).variables
+
+
 def _pretrained(config, fresh):
     """Weights from a file, and the layers that stay as they are.
 
@@ -99,7 +112,7 @@ def _pretrained(config, fresh):
     """
     what = f"pretrained={config.pretrained!r}" if config.pretrained else "pretrained"
     try:
-        _, variables = pretrained.load(config.model, config.pretrained or None)
+        variables = _read_weights(config)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what}: {error}") from error
     wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
