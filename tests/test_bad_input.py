@@ -29,8 +29,8 @@ def told(tmp_path, monkeypatch, capsys):
     logger = logging.getLogger("train")
     before = logger.handlers[:], logger.propagate, logger.level
 
-    def run(*arguments, keeps=False):
-        argv = ["train", f"--config={PHOTOS}", "--workdir=run", *arguments]
+    def run(*arguments, config=PHOTOS, keeps=False):
+        argv = ["train", f"--config={config}", "--workdir=run", *arguments]
         monkeypatch.setattr(sys, "argv", argv)
         files = snapshot(tmp_path)
         with flagsaver.flagsaver():
@@ -220,6 +220,27 @@ def test_weights_that_are_not_installed(told, tmp_path, monkeypatch):
     )
     heading, *faults = told("--config.data=gone", "--config.seed=-1")
     assert heading == "3 faults" and line in faults
+
+
+def test_a_configuration_that_lacks_fields(told, tmp_path):
+    """One of somebody's own, that began with nothing."""
+    begin = "begin with default.get_config() of configs/default.py"
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from configs import photos\n\n\ndef get_config():\n"
+        "    config = photos.get_config()\n    del config.image_std\n"
+        "    del config.plain['layers'], config.guided['mu']\n    return config\n"
+    )
+    (line,) = told("--config.data=photos", config="own.py")
+    assert line == (
+        f"the config lacks fields (3): image_std, plain.layers, guided.mu; {begin}"
+    )
+    own.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        "    return ConfigDict({'phases': ('plain',), 'plain': 3})\n"
+    )
+    (line,) = told(config="own.py")
+    assert line == "phase 'plain' has no section of its own in the config"
 
 
 # ---- Several at once -----------------------------------------------------------------

@@ -115,7 +115,7 @@ def make_config(folder, name="Net"):
     config.guided.bottleneck.num_steps = 2
     config.guided.every = 1
     config.tensorboard = config.progress = False
-    config.picture_phases = ()
+    config.picture_rows = 1
     return config
 
 
@@ -126,6 +126,8 @@ def run(module, tmp_path_factory, compile_cache):
     folder = pictures.fill(top / "photos", number=16)
     outcome = loop.train_and_evaluate(make_config(folder), top / "run")
     assert 0.0 <= outcome["guided"][1]["accuracy"] <= 1.0
+    # Of phases that the run has: there is no "plain", as picture_phases would have it.
+    assert (top / "run" / "before_after.png").exists()
     return folder, top / "run"
 
 

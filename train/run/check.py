@@ -1,13 +1,56 @@
 """What is wrong with a run, all of it, before the run writes anything."""
 
+import json
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from configs import default
 from train.data import dataset
-from train.errors import DatasetError, Faults
+from train.data.faults import listed
+from train.errors import ConfigError, DatasetError, Faults
+from train.files import flatten
 from train.method import check
 from train.run import start, trackers
 from train.run.plan import Plan, plan_phases
 from train.run.workdir import check_workdir
+
+
+def check_fields(config):
+    """That a configuration has the fields that every one has: else nothing can be told.
+
+    Raises:
+      ConfigError: those that it lacks.
+    """
+    whole = default.get_config()
+    phases = config.get("phases", ())
+    wanted = [("", config, {k: v for k, v in whole.items() if k not in whole.phases})]
+    for name in phases:
+        section = config.get(name)
+        if not isinstance(section, ConfigDict):
+            raise ConfigError(f"phase {name!r} has no section of its own in the config")
+        is_guided = section.get("method") == "guided"
+        known = default.guided_phase() if is_guided else default.plain_phase()
+        wanted.append((f"{name}.", section, known))
+    lacking = [
+        prefix + field
+        for prefix, section, known in wanted
+        for field in flatten(json.loads(ConfigDict(known).to_json()))
+        if _lacks(section, field.split("."))
+    ]
+    if lacking:
+        raise ConfigError(
+            f"the config lacks fields ({len(lacking)}): {listed(lacking)}; begin with "
+            "default.get_config() of configs/default.py"
+        )
+
+
+def _lacks(section, names) -> bool:
+    for name in names:
+        if not isinstance(section, ConfigDict) or name not in section:
+            return True
+        section = section[name]
+    return False
 
 
 def check_run(

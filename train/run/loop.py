@@ -25,7 +25,7 @@ from train.method.build import (
     make_step,
 )
 from train.run import checkpoint, choose, watch
-from train.run.check import check_run
+from train.run.check import check_fields, check_run
 from train.run.records import Records, validation_scores
 from train.run.results import evaluate_phases
 from train.run.start import choose_start, initial_state
@@ -58,6 +58,7 @@ def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
       Stopped: SIGTERM or Ctrl-C came and the state is saved.
     """
     workdir = Path(workdir)
+    check_fields(config)
     config, chosen = choose.complete(config, workdir, examples=data)
     with on_signals() as stop, disk_errors():
         data, plans = check_run(config, workdir, examples=data)

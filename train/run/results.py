@@ -48,5 +48,15 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
         print(tables.phase_table(results))
         print("", sanity.text(checks, names), sep="\n", flush=True)
         if config.picture_phases:
-            figures.write_before_after(config, model, states, data, workdir)
+            phases = pictured(config, states)
+            figures.write_before_after(
+                config, model, states, data, workdir, phases=phases
+            )
     return results
+
+
+def pictured(config, states) -> tuple[str, str]:
+    """The phases before and after of the picture: the config's, of those there are."""
+    known = [name for name in config.picture_phases if name in states]
+    known = known if len(known) > 1 else list(states)
+    return known[0], known[-1]
