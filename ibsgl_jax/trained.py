@@ -226,7 +226,8 @@ def _preprocessing(fields: Mapping) -> Preprocessing:
         value = getattr(found, name)
         if len(value) != 3 or not all(math.isfinite(x) for x in value):
             raise ValueError(f"preprocessing: {name} {value!r}")
-    if found.resize < found.size or min(found.std) <= 0:
+    wrong = found.resize < found.size or found.fit not in ("crop", "squash")
+    if wrong or min(found.std) <= 0:
         raise ValueError(f"preprocessing: {found}")
     return found
 

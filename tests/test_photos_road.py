@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from configs import photos
-from ibsgl_jax import trained
+from ibsgl_jax import images, trained
+from ibsgl_jax.app import cli
 from tests import pictures, tiny_run
 from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
@@ -125,6 +126,22 @@ class TestRoad:
         for phase in PHASES:
             model = trained.load(road[1] / "models" / f"{phase}.npz")
             assert model.class_names == ("left", "right")
+            assert model.preprocessing.fit == "squash"
+
+    def test_it_is_explained_as_it_was_trained(self, road, tmp_path):
+        """The whole picture, squashed, without a flag that says so."""
+        photo = str(road[0] / "left" / "0.png")
+        out = tmp_path / "maps"
+        arguments = [photo, f"--checkpoint={road[1]}", "--method=hirescam"]
+        assert cli.main(["explain", *arguments, f"--out={out}"]) == 0
+        told = json.loads((out / "explanation.json").read_text())
+        assert told["fit"] == "squash"
+        image = images.prepare(
+            images.read(photo),
+            trained.load(road[1] / "models/guided.npz").preprocessing,
+            fit="squash",
+        )
+        assert told["photos"][0]["box"] == list(image.box)
 
     def test_sanity_is_in_the_results(self, road):
         results = json.loads((road[1] / "results.json").read_text())

@@ -92,9 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     explaining.add_argument(
         "--fit",
         choices=images.FITS,
-        default="crop",
-        help="crop: the central square, as in the model's training; squash: the whole "
-        "photo, its aspect lost (default: %(default)s)",
+        help="crop: the central square; squash: the whole photo, its aspect lost "
+        "(default: as a run's photos were, else crop)",
     )
     explaining.add_argument("--out", default="explained", metavar="DIR")
 

@@ -112,6 +112,7 @@ def _save_model(config, state, data, workdir, phase):
             resize=resize,
             mean=tuple(config.image_mean),
             std=tuple(config.image_std),
+            fit=config.fit if data.pictures is not None else "crop",
         ),
         # Not the state's: those are the teacher's, or have seen nothing.
         stats=splits.data_set_stats(config, model, variables, data.train),
