@@ -304,7 +304,8 @@ def _try_all(function, pictures, *, reader, threads, progress=False):
         if progress and pictures:
             from tqdm import tqdm
 
-            options = {"total": len(pictures), "leave": False, "delay": 2}
+            options = {"total": len(pictures), "leave": False}
+            options |= {"delay": 2, "mininterval": 1}
             results = tqdm(results, desc="pictures", **options)
         pairs = list(zip(pictures, results, strict=True))
     bad = {p.name: str(r) for p, r in pairs if isinstance(r, ImageError)}
