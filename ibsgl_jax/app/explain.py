@@ -51,7 +51,7 @@ def explain(
     seed: int = 0,
     chunk_size: int = 8,
     target: str | None = None,
-    fit: str = "crop",
+    fit: str | None = None,
 ) -> int:
     """Explains the photos that the arguments name; the flags are those of ``cli``.
 
@@ -74,6 +74,7 @@ def explain(
     inputs = [*paths, *(Path(file) for file in (weights, checkpoint) if file)]
     outputs.check(out, plan.names, inputs)
     classifier = classifiers.load(model, weights=weights, checkpoint=checkpoint)
+    fit = fit or classifier.preprocessing.fit
     one_class = classifiers.parse_class(target, classifier.class_names)
     features_fn, head_fn = classifiers.split(classifier, layer)
     moments, stats_source = None, None
