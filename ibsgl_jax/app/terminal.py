@@ -84,20 +84,17 @@ def run(command: Callable[[], int]) -> int:
 
 
 @contextlib.contextmanager
-def interrupts_kept(kinds: tuple = (KeyboardInterrupt,)):
+def interrupts_kept():
     """An interrupt that Python would lose comes again.
 
     What a signal's handler raises while a destructor runs, or a callback of the garbage
-    collector (jax has one), is printed as ignored, and the program goes on.
-
-    Args:
-      kinds: the exceptions that handlers raise; the attribute ``number`` is the
-        signal's, Ctrl-C's if absent.
+    collector (jax has one), is printed as ignored, and the program goes on. The signal
+    is the KeyboardInterrupt's ``number``, if it has one.
     """
     before = sys.unraisablehook
 
     def hook(lost):
-        if not issubclass(lost.exc_type, kinds):
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
             return before(lost)
         number = getattr(lost.exc_value, "number", signal.SIGINT)
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
