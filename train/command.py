@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-import train
 from ibsgl_jax.app.terminal import interrupts_kept, shown
 from train.errors import UserError
 
@@ -30,8 +28,6 @@ def run(main):
 
     @functools.wraps(main)
     def run_main(*args, **kwargs) -> int:
-        if signal.getsignal(signal.SIGINT) is train.end_quietly:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             with interrupts_kept():
                 status = main(*args, **kwargs)
