@@ -14,6 +14,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from ibsgl_jax.app.interrupt import raise_on_interrupt
 from ibsgl_jax.errors import UserError
 
 BROKEN_PIPE, BUG, INTERRUPTED, MISTAKE, TERMINATED = 141, 1, 130, 2, 143
@@ -57,6 +58,7 @@ def run(command: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        raise_on_interrupt()
         with _notices(), _terminable(), interrupts_kept():
             status = command()
         if sys.stdout is not None:

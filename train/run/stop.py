@@ -7,6 +7,7 @@ import threading
 
 import jax
 
+from ibsgl_jax.app.interrupt import is_postponed
 from ibsgl_jax.app.terminal import interrupts_kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -49,7 +50,8 @@ class Stop:
 
     def note(self, number, frame=None):
         """The handler of the signals."""
-        del frame
+        if not self._is_deferred and is_postponed(number, frame):
+            return
         if self.number is not None and number == signal.SIGINT:
             logging.disable()  # what it interrupts has nothing more to tell
             raise KeyboardInterrupt
