@@ -1,5 +1,10 @@
 """python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import logging
 import re
 import signal

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from ibsgl_jax.app.interrupt import raise_on_interrupt
 from ibsgl_jax.app.terminal import shown
 from train.errors import UserError
 
@@ -29,6 +30,7 @@ def run(main):
     @functools.wraps(main)
     def run_main(*args, **kwargs) -> int:
         try:
+            raise_on_interrupt()
             status = main(*args, **kwargs)
             sys.stdout.flush()
             return status

@@ -6,6 +6,11 @@ phase that guides only some of its steps, the figures of a guided one. Needs
 `pip install -e ".[train,tpu]"`, no TPU.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import json
 import os
 

@@ -7,6 +7,11 @@ workdir. Where all of it would take more than five minutes, fewer methods and im
 taken, and said; --full takes all. Interrupted, the same command goes on.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import dataclasses
 import functools
 import sys

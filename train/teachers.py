@@ -6,6 +6,11 @@ means over the seeds with half of the 95 % interval. Without boxes or masks the 
 judged by deletion and by the Average Drop at equal area.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import functools
 import json
 import math

@@ -10,6 +10,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from ibsgl_jax.app.interrupt import raise_on_interrupt
 from ibsgl_jax.errors import UserError
 
 BROKEN_PIPE, BUG, INTERRUPTED, MISTAKE = 141, 1, 130, 2
@@ -47,6 +48,7 @@ def run(command: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        raise_on_interrupt()
         status = command()
         if sys.stdout is not None:
             sys.stdout.flush()

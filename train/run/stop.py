@@ -6,6 +6,8 @@ import threading
 
 import jax
 
+from ibsgl_jax.app.interrupt import is_postponed
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -44,7 +46,8 @@ class Stop:
 
     def note(self, number, frame=None):
         """The handler of the signals."""
-        del frame
+        if not self._is_deferred and is_postponed(number, frame):
+            return
         if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
