@@ -8,7 +8,6 @@ other programs disturb them little. Writes growth.json and growth.png.
 """
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -20,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.step import make_step
 from configs import default
 from ibsgl_jax import models
 from train.devices import AXIS, over_devices
-from train.method.build import guidance_config, make_optimizer
-from train.method.guided import guided_step
+from train.method.build import make_optimizer
 from train.method.state import create_state
-from train.method.step import plain_step
 
 BASE = {"batch": 64, "filters": 16, "steps": 20, "devices": 1}
 AXES = {
@@ -54,24 +52,11 @@ def measure(case, num_rounds):
         axis_name=axis_name,
     )
     tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
-    bound = {
-        "model": model,
-        "tx": tx,
-        "base_key": jax.random.key(0),
-        "image_stats": {"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        "axis_name": axis_name,
-    }
-    phase = default.guided_phase()
-    phase.bottleneck.num_steps = case["steps"]
+    guided = default.guided_phase(every=1, release=0.0)
+    guided.bottleneck.num_steps = case["steps"]
     both = {
-        "plain": functools.partial(plain_step, **bound),
-        "guided": functools.partial(
-            guided_step,
-            config=guidance_config(phase),
-            mu=lambda step: 3.0,
-            decay=0.95,
-            **bound,
-        ),
+        name: make_step(model, tx, phase, axis_name)
+        for name, phase in (("plain", default.plain_phase()), ("guided", guided))
     }
     size, draw = case["batch"], np.random.default_rng(0)
     batch = {
