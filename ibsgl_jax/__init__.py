@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from ibsgl_jax import (
         attribution,
         bottleneck,
-        cams,
+        convolutions,
+        errors,
         export,
         feature_stats,
-        full_grad,
-        gradients,
         guidance,
         images,
         losses,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         pretrained,
         saliency,
         tapping,
+        torch_files,
         trained,
     )
 
@@ -36,11 +36,10 @@ __version__ = "0.1.0"
 __all__ = [
     "attribution",
     "bottleneck",
-    "cams",
+    "convolutions",
+    "errors",
     "export",
     "feature_stats",
-    "full_grad",
-    "gradients",
     "guidance",
     "images",
     "losses",
@@ -50,6 +49,7 @@ __all__ = [
     "pretrained",
     "saliency",
     "tapping",
+    "torch_files",
     "trained",
 ]
 

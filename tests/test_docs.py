@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import importlib.util
+import inspect
 import io
 import json
+import pkgutil
 import re
 import runpy
 import shlex
@@ -18,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ibsgl_jax
 from ibsgl_jax import feature_stats
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +161,41 @@ class TestReadme:
     def test_your_own_photos_are_the_first_link(self):
         links = re.findall(r"\]\(([^)]+)\)", PAGES[0].read_text())
         assert links[0] == "docs/photos.md"
+
+
+API = ROOT / "docs" / "api"
+MODULES = {module.name for module in pkgutil.iter_modules(ibsgl_jax.__path__)}
+
+
+class TestApi:
+    def test_every_public_module_has_a_page(self):
+        pages = {path.stem for path in API.glob("*.md")} - {"index"}
+        assert pages == set(ibsgl_jax.__all__)
+
+    @pytest.mark.parametrize("module", ibsgl_jax.__all__)
+    def test_the_page_shows_it(self, module):
+        text = (API / f"{module}.md").read_text()
+        assert f"\n::: ibsgl_jax.{module}\n" in text
+        assert f"from ibsgl_jax import {module}\n" in text
+        assert f"[`ibsgl_jax.{module}`]({module}.md)" in (API / "index.md").read_text()
+
+    @pytest.mark.parametrize(
+        "module", sorted(MODULES - {*ibsgl_jax.__all__, "__main__"})
+    )
+    def test_any_other_is_said_to_be_none(self, module):
+        assert f"`{module}`" in (API / "index.md").read_text()
+
+
+def public_names(module):
+    """The functions and classes that a module offers."""
+    module = importlib.import_module(f"ibsgl_jax.{module}")
+    for name in getattr(module, "__all__", vars(module)):
+        member = getattr(module, name)
+        is_own = getattr(member, "__module__", None) == module.__name__
+        if name.startswith("_") or not (hasattr(module, "__all__") or is_own):
+            continue
+        if inspect.isfunction(member) or inspect.isclass(member):
+            yield name
 
 
 def commands():
@@ -353,4 +391,7 @@ class TestSite:
             html = (tmp_path / place).with_suffix(".html").read_text()
             for picture in re.findall(r'<img alt="[^"]*" src="([^"]*)"', html):
                 assert (tmp_path / place).parent.joinpath(picture).is_file()
-        assert "target_features" in (tmp_path / "api" / "guidance.html").read_text()
+        for module in ibsgl_jax.__all__:
+            html = (tmp_path / "api" / f"{module}.html").read_text()
+            for shown in public_names(module):
+                assert f'id="ibsgl_jax.{module}.{shown}"' in html
