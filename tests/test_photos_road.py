@@ -18,7 +18,7 @@ from ibsgl_jax.app import cli
 from tests import pictures, tiny_run
 from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
-from train.run import loop, saved_run
+from train.run import choose, loop, saved_run
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 PHASES = ("head", "plain", "control", "guided")
@@ -252,6 +252,46 @@ def test_wrong_fields_leave_nothing(name, tmp_path):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert told in str(info.value)
     assert not (tmp_path / "run").exists()
+
+
+class TestClasses:
+    """What is said of unequal classes before the first step."""
+
+    @pytest.fixture
+    def told(self, tmp_path, monkeypatch, capsys):
+        pictures.fill(tmp_path / "photos", classes=("rare",), number=6)
+        pictures.fill(tmp_path / "photos", classes=("usual",), number=40, first=500)
+
+        def tell(**changes):
+            config = make_config(data=str(tmp_path / "photos"), **changes)
+            config, _ = choose.complete(config, tmp_path / "run")
+            data = dataset.load_data(config, tmp_path / "run")
+            loop._tell(config, [], data, {})
+            return data, capsys.readouterr().out
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tell
+
+    def test_it_is_shown(self, told):
+        data, text = told(class_weights=0.0)
+        few, many = (
+            sum(row[1:] == (label, "", "train") for row in data.pictures.rows)
+            for label in ("rare", "usual")
+        )
+        rows = [line.split() for line in text.splitlines()]
+        assert ["rare", str(few)] in [row[:2] for row in rows]
+        assert ["usual", str(many)] in [row[:2] for row in rows]
+        assert (
+            f"note: the classes are unequal: {many} pictures of usual to learn from "
+            f"and {few} of rare; --config.class_weights=1 makes them count alike"
+        ) in text
+
+    def test_it_is_weighted_on_request(self, told):
+        data, text = told(class_weights=1.0)
+        rare, usual = data.pictures.class_weights()
+        assert rare > 4 * usual
+        line = f"weights of the classes in the loss: rare {rare:.2g}, usual {usual:.2g}"
+        assert line in text and "unequal" not in text
 
 
 def test_pictures_that_vanish_in_the_run_are_one_line(tmp_path, monkeypatch):

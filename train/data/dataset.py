@@ -1,5 +1,6 @@
 """The data that a configuration names: its splits, parts of them, their batches."""
 
+import collections
 import csv
 import logging
 from pathlib import Path
@@ -14,6 +15,8 @@ LOGGER = logging.getLogger("train")
 # `config.data` of a run whose examples came from Python.
 GIVEN = "(given from Python)"
 SPLITS_FILE = "splits.csv"
+# How many times as many pictures of one class as of another are worth a word.
+UNEQUAL = 4
 
 
 class Data(NamedTuple):
@@ -158,6 +161,25 @@ def class_weights(config, data) -> tuple[float, ...] | None:
         return tuple(data.pictures.class_weights(power=power))
     labels = [data.train[i]["label"] for i in range(len(data.train))]
     return tuple(splitting.class_weights(labels, data.num_classes, power=power))
+
+
+def tell_classes(config, data) -> str:
+    """How unequal the classes of pictures are, or how weighted; "" for neither."""
+    names, weights = data.class_names, class_weights(config, data)
+    if weights:
+        pairs = zip(names, weights, strict=True)
+        told = listed(f"{shown(name)} {weight:.2g}" for name, weight in pairs)
+        return f"weights of the classes in the loss: {told}"
+    counts = collections.Counter(
+        row[1] for row in data.pictures.rows if row[3] == config.train_split
+    )
+    (most, many), *_, (least, few) = counts.most_common()
+    if many < UNEQUAL * few:
+        return ""
+    return (
+        f"the classes are unequal: {many} pictures of {shown(most)} to learn from and "
+        f"{few} of {shown(least)}; --config.class_weights=1 makes them count alike"
+    )
 
 
 def changed_pictures(data, workdir) -> str:

@@ -86,8 +86,9 @@ def _tell(config, plans, data, chosen):
     if jax.process_index() != 0 or data.pictures is None:
         return
     print(data.pictures.understood, data.pictures.table, sep="\n")
-    for warning in data.pictures.warnings:
-        print(f"note: {warning}")
+    for warning in (*data.pictures.warnings, dataset.tell_classes(config, data)):
+        if warning:
+            print(f"note: {warning}")
     if chosen:
         print(choose.describe(chosen, choose.estimate_seconds(config, plans, data)))
     print(flush=True)
