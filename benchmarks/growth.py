@@ -25,6 +25,7 @@ from ibsgl_jax import models
 from train.devices import AXIS, over_devices
 from train.method.build import make_optimizer
 from train.method.state import create_state
+from train.show.markdown import markdown
 
 BASE = {"batch": 64, "filters": 16, "steps": 20, "devices": 1}
 AXES = {
@@ -123,6 +124,18 @@ def draw(rows, path):
     figure.savefig(path, dpi=80)
 
 
+def table(rows) -> str:
+    lines = []
+    for axis, own in rows.items():
+        for each in own:
+            plain, guided = 1e3 * each["plain"], 1e3 * each["guided"]
+            value = str(each["elements" if axis == "filters" else axis])
+            times = (f"{ms:.0f}" for ms in (plain, guided, guided - plain))
+            lines.append((TITLES[axis], value, *times))
+    header = "varied", "value", "plain, CPU ms", "guided, CPU ms", "beyond plain"
+    return markdown(header, lines)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="benchmarks", help="folder of the results")
@@ -150,16 +163,7 @@ def main(argv=None):
     out = pathlib.Path(args.out)
     (out / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
     draw(rows, out / "growth.png")
-    print("| varied | value | plain, CPU ms | guided, CPU ms | beyond plain |")
-    print("|---|---|---|---|---|")
-    for axis, own in rows.items():
-        for each in own:
-            plain, guided = 1e3 * each["plain"], 1e3 * each["guided"]
-            value = each["elements" if axis == "filters" else axis]
-            print(
-                f"| {TITLES[axis]} | {value} | {plain:.0f} | {guided:.0f} "
-                f"| {guided - plain:.0f} |"
-            )
+    print(table(rows))
     return 0
 
 

@@ -23,6 +23,7 @@ from train.data.batches import iterate, make_train_dataset
 from train.devices import AXIS
 from train.method.build import make_model, make_optimizer, make_schedule, make_step
 from train.method.state import create_state
+from train.show.markdown import markdown
 
 
 class Repeated:
@@ -123,19 +124,16 @@ def measure(name, config, records, cached, seconds, settings) -> dict:
 
 
 def table(rows) -> str:
-    lines = [
-        "| case | input, images/s | step, images/s | input / guided step |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         cells = [
             ", ".join(f"{title}: {speed:.0f}" for title, speed in row[kind].items())
             for kind in ("input", "step")
         ]
-        lines.append(
-            f"| {row['case']} | {cells[0]} | {cells[1]} | {row['input_per_step']:.1f} |"
-        )
-    return "\n".join(lines)
+        lines.append((row["case"], *cells, f"{row['input_per_step']:.1f}"))
+    return markdown(
+        ("case", "input, images/s", "step, images/s", "input / guided step"), lines
+    )
 
 
 def main():

@@ -29,6 +29,7 @@ from ibsgl_jax import models
 from train.method.build import make_optimizer, make_penalty
 from train.method.state import create_state
 from train.method.step import train_step
+from train.show.markdown import markdown
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, a layer of
 # twice the last one's resolution)
@@ -166,6 +167,25 @@ def measure(network, *, dtype, num_rounds, variants=None):
     return rows
 
 
+def table(rows) -> str:
+    lines = []
+    for row in rows:
+        costs = "", ""
+        if "compile_ratio" in row:
+            costs = f"{row['compile_ratio']:.1f} x", f"{row['memory_ratio']:.2f} x"
+        lines.append(
+            (
+                f"{row['network']}, {row['batch_size']}",
+                row["variant"],
+                f"{1e3 * row['seconds']:.0f}",
+                "{:.2f} ({:.2f}-{:.2f})".format(row["ratio"], *row["ratio_quartiles"]),
+                *costs,
+            )
+        )
+    header = "network", "step", "ms", "ratio (quartiles)", "compile", "memory"
+    return markdown(header, lines)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
@@ -189,19 +209,7 @@ def main(argv=None):
         print(json.dumps({"jax": jax.__version__, "device": device, "rows": rows}))
         return 0
     print(f"jax {jax.__version__}, {device}")
-    print("| network | step | ms | ratio (quartiles) | compile | memory |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        print(
-            f"| {row['network']}, {row['batch_size']} | {row['variant']} "
-            f"| {1e3 * row['seconds']:.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) "
-            + (
-                f"| {row['compile_ratio']:.1f} x | {row['memory_ratio']:.2f} x |"
-                if "compile_ratio" in row
-                else "| | |"
-            )
-        )
+    print(table(rows))
     return 0
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,25 @@ def test_the_steps_that_are_timed_train(name):
     after, sums = jax.eval_shape(step.make_step(model, tx, phase), state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert ("kl" in sums) == (phase.method == "guided")
+
+
+RATIO = {"ratio": 1.0, "ratio_quartiles": [0.9, 1.1]}
+PLAIN = {"network": "a", "batch_size": 8, "variant": "plain", "seconds": 0.1, **RATIO}
+ROWS = {
+    "attribution": [PLAIN | {"images_per_second": 2.0, "rounds": 4}],
+    "growth": {"filters": [{"plain": 0.1, "guided": 0.2, "elements": 7}]},
+    "input": [{"case": "c", "input": {"x": 1}, "step": {"y": 2}, "input_per_step": 2}],
+    "resilience": [{"fault": "f", "times": 3, "lost": 0, "seen_by": "x|y"}],
+    "step": [PLAIN, PLAIN | {"compile_ratio": 2.0, "memory_ratio": 1.1}],
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_of_a_table_has_the_headers_cells(name):
+    table = importlib.import_module(f"benchmarks.{name}").table(ROWS[name])
+    header, rule, *rows = (re.split(r"(?<!\\)\|", s) for s in table.split("\n"))
+    assert set(rule[1:-1]) == {"---"} and len(rows) == len(ROWS[name])
+    assert {len(row) for row in rows} == {len(header)} == {len(rule)}
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ import pytest
 
 import ibsgl_jax
 from ibsgl_jax import feature_stats
+from train.run import loop
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -90,15 +91,37 @@ def own_loop(compile_cache):
     return gradient_fn
 
 
+@pytest.fixture
+def small_runs(monkeypatch):
+    """A snippet that trains does so with a network of seconds, for one phase."""
+    train = loop.train_and_evaluate
+
+    def train_small(config, workdir, **options):
+        config.model = "small_resnet"
+        config.model_options.update(stage_sizes=(1,), stage_strides=(2,), num_filters=4)
+        config.phases, config.picture_phases = ("plain",), ()
+        config.plain.init, config.plain.num_epochs = "random", 1.0
+        return train(config, workdir, **options)
+
+    monkeypatch.setattr(loop, "train_and_evaluate", train_small)
+
+
 # LLVM's slower passes would only take longer.
-@pytest.mark.usefixtures("compile_cache")
+@pytest.mark.usefixtures("compile_cache", "small_runs")
 class TestSnippets:
     @pytest.mark.parametrize("source", [s for page in PAGES for s in snippets(page)])
     def test_runs(self, source, request, tmp_path, monkeypatch):
         if "elpv_dataset" in source:  # 91 MB of photographs that no extra asks for
             pytest.importorskip("elpv_dataset")
-            monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         exec(compile(source, request.node.callspec.id, "exec"), {})
+
+    @pytest.mark.parametrize("page", PAGES, ids=name)
+    def test_none_is_hidden(self, page):
+        """What is only indented does not run here: nothing but an API page's import."""
+        rest = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        hidden = re.findall(r"^ {4}(?:import|from) .*$", rest, flags=re.M)
+        assert len(hidden) == (page.parent.name == "api")
 
     def test_own_loop_gives_finite_gradients(self, own_loop):
         gradient, stats = own_loop(100, only_right=False)

@@ -1,8 +1,9 @@
-"""Tables in Markdown."""
+"""The tables of a run and of its evaluation, in Markdown."""
 
 import math
 
 from train.measure.catalogue import MEASURES, METHOD_COLUMNS, format_value
+from train.show.markdown import markdown
 
 # Columns of the printed table.
 COLUMNS = (
@@ -18,19 +19,6 @@ COLUMNS = (
     "matched_drop",
     "matched_increase",
 )
-
-
-def markdown(header, rows) -> str:
-    """A table of texts: the header's cells and, per row, as many."""
-    lines = [header, ["---"] * len(header), *rows]
-    texts = ["| " + " | ".join(map(_cell, cells)) + " |" for cells in lines]
-    texts[1] = texts[1].replace(" ", "")
-    return "\n".join(texts)
-
-
-def _cell(text):
-    """A name may hold what would end its cell."""
-    return " ".join(text.split("\n")).replace("|", "\\|")
 
 
 def phase_table(results: dict) -> str:
