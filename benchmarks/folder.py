@@ -29,6 +29,7 @@ from train.devices import AXIS
 from train.method.build import make_model, make_optimizer, make_schedule, make_step
 from train.method.state import create_state
 from train.run import choose
+from train.show.markdown import markdown
 
 DISTINCT, SIZE = 200, (4000, 3000)
 ROUNDS = 5
@@ -146,8 +147,7 @@ def table(row: dict) -> str:
         ),
         "the same from the cache, s": f"{steps['cache']:.3f}",
     }
-    lines = ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in cells.items())]
-    return "\n".join(lines)
+    return markdown(("figure", "value"), cells.items())
 
 
 def main():
