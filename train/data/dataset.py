@@ -173,7 +173,7 @@ def tell_classes(config, data) -> str:
     counts = collections.Counter(
         row[1] for row in data.pictures.rows if row[3] == config.train_split
     )
-    (most, many), *_, (least, few) = counts.most_common()
+    (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
     if many < UNEQUAL * few:
         return ""
     return (
