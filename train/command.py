@@ -10,8 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from ibsgl_jax.app.interrupt import raise_on_interrupt
-from ibsgl_jax.app.terminal import interrupts_kept, shown
+from ibsgl_jax.app.interrupt import interrupts_kept, raise_on_interrupt
+from ibsgl_jax.app.terminal import shown
 from train.errors import UserError
 
 MAX_LENGTH = 2000  # of a line

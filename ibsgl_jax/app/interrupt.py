@@ -1,12 +1,14 @@
-"""Ctrl-C in the middle of an import, which may take seconds.
+"""Ctrl-C where an exception would be lost: while modules load, and in destructors.
 
-What a signal's handler raises there comes out in any package's code: tried on
-tensorflow_datasets, it was swallowed, and half a package was left behind.
+An import may take seconds. What a signal's handler raises there comes out in any
+package's code: tried on tensorflow_datasets, it was swallowed, and half a package was
+left behind.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 IMPORT = "<frozen importlib._bootstrap>"
@@ -39,10 +41,36 @@ def is_postponed(number: int, frame) -> bool:
         if frame.f_globals.get("__name__", "").split(".")[0] in OURS:
             return False
         if frame.f_code.co_filename == IMPORT:
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            _send_again(number)
             return True
         frame = frame.f_back
     return False
+
+
+@contextlib.contextmanager
+def interrupts_kept():
+    """An interrupt that Python would lose comes again.
+
+    What a signal's handler raises while a destructor runs, or a callback of the garbage
+    collector (jax has one), is printed as ignored, and the program goes on. The signal
+    is the KeyboardInterrupt's ``number``, if it has one.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost):
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            return before(lost)
+        _send_again(getattr(lost.exc_value, "number", signal.SIGINT))
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _send_again(number):
+    threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def _exit(number, frame):

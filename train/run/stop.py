@@ -7,8 +7,7 @@ import threading
 
 import jax
 
-from ibsgl_jax.app.interrupt import is_postponed
-from ibsgl_jax.app.terminal import interrupts_kept
+from ibsgl_jax.app.interrupt import interrupts_kept, is_postponed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
