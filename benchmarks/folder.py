@@ -21,13 +21,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.input import make_stream, make_training
 from configs import photos
 from train import devices
 from train.data import dataset, folders
-from train.data.batches import iterate, make_train_dataset
-from train.devices import AXIS
-from train.method.build import make_model, make_optimizer, make_schedule, make_step
-from train.method.state import create_state
 from train.run import choose
 from train.show.markdown import markdown
 
@@ -66,31 +63,15 @@ def timed(function, *arguments, **options):
     return time.perf_counter() - begin, result
 
 
-def make_batches(config, source):
-    """Batches on the device, as training takes them."""
-    batches = make_train_dataset(
-        source,
-        batch_size=config.batch_size,
-        seed=0,
-        augment=config.augment,
-        image_size=config.image_size,
-    )
-    stream = iterate(batches, num_threads=config.num_threads)
-    return devices.prefetch(stream, config)
-
-
 def step_times(config, sources: dict, num_classes: int) -> dict:
     """Seconds of a step for each source: medians over rounds of steps, in turns."""
-    model = make_model(config, num_classes, axis_name=AXIS)
-    tx = make_optimizer(config.optimizer, make_schedule(1e-4, 10_000, 0))
-    step = make_step(config, config.plain, 100, generation=0, model=model, tx=tx)
-    step = devices.over_devices(
-        step, in_axes=(None, 0), out_axes=None, donate_argnums=0
-    )
-    state = devices.replicate(
-        create_state(jax.random.key(0), model, tx, config.image_size)
-    )
-    streams = {name: make_batches(config, source) for name, source in sources.items()}
+    step, state = make_training(config, config.plain, num_classes)
+    streams = {
+        name: devices.prefetch(
+            make_stream(config, source, num_threads=config.num_threads), config
+        )
+        for name, source in sources.items()
+    }
     times = {name: [] for name in sources}
     for turn in range(ROUNDS + 1):
         for name, stream in streams.items():

@@ -7,8 +7,7 @@ memory that the compiler plans for. "guided_N" has N bottleneck steps at the las
 "inner_N" N of them at a finer one, where "hirescam_squared" is the teacher that needs
 one pass. With "_every_4" a round is four steps, one of them guided, and its time that
 of one in the mean. "floor_N" is the plain step and, for a head that is not linear, what
-N bottleneck steps cannot do without. Random weights and
-images: the work is the same.
+N bottleneck steps cannot do without. Random weights and images: the work is the same.
 """
 
 import argparse

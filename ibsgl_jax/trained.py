@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from ibsgl_jax import models
 from ibsgl_jax.feature_stats import FeatureStats
+from ibsgl_jax.images import FITS
 from ibsgl_jax.pretrained import Preprocessing
 
 FORMAT = "ibsgl_jax model 1"
@@ -226,7 +227,7 @@ def _preprocessing(fields: Mapping) -> Preprocessing:
         value = getattr(found, name)
         if len(value) != 3 or not all(math.isfinite(x) for x in value):
             raise ValueError(f"preprocessing: {name} {value!r}")
-    wrong = found.resize < found.size or found.fit not in ("crop", "squash")
+    wrong = found.resize < found.size or found.fit not in FITS
     if wrong or min(found.std) <= 0:
         raise ValueError(f"preprocessing: {found}")
     return found

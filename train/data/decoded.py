@@ -23,7 +23,6 @@ from train.data import similar
 
 # Part of every name in the cache: another way of reading makes another file.
 VERSION = 2
-FITS = ("crop", "squash")
 # Resized for "crop", a picture is at most this many times as long as wide; the rest
 # could never be seen at evaluation, and a panorama would fill the memory.
 MAX_ASPECT = 3.0
@@ -209,8 +208,8 @@ class Reader:
     """
 
     def __init__(self, *, side: int, fit: str = "crop", folder=None):
-        if fit not in FITS:
-            raise ValueError(f"fit={fit!r}: choose one of {', '.join(FITS)}")
+        if fit not in images.FITS:
+            raise ValueError(f"fit={fit!r}: choose one of {', '.join(images.FITS)}")
         self.side, self.fit = side, fit
         self.folder = None if folder is None else Path(folder)
         self.keeps, self.failure = True, None

@@ -69,8 +69,8 @@ def open_examples(
     Raises:
       DatasetError: all faults, one line each.
     """
-    if fit not in decoded.FITS:
-        raise ValueError(f"fit={fit!r}: choose one of {', '.join(decoded.FITS)}")
+    if fit not in images.FITS:
+        raise ValueError(f"fit={fit!r}: choose one of {', '.join(images.FITS)}")
     side = image_size if fit == "squash" else round(image_size / folders.CENTRE)
     faults = _Faults()
     parts = _parts(data, faults)

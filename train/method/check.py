@@ -6,8 +6,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from ibsgl_jax.images import FITS
 from train.data import transforms
-from train.data.decoded import FITS
 from train.data.faults import shown
 from train.errors import ConfigError, Faults
 from train.method.build import (
