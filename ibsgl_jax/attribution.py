@@ -139,8 +139,8 @@ def attribute(
 
     Raises:
       ValueError: unknown method; classes that do not fit the images or the model; a
-        head that returns no logits [N, C]; a layer without [N, H, W, K] for a method on
-        features; no key, moments or tapped_fn. The line says what to give.
+        head without logits [N, C], or one logit for "ib"; a layer without [N, H, W, K]
+        for a method on features; no key, moments or tapped_fn. It says what to give.
 
     Example:
       maps = attribute("hirescam", features_fn, head_fn, images)

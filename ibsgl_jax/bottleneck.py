@@ -103,6 +103,10 @@ def attribute(
     Returns:
       An ``Attribution``. No gradient flows from it into features or head.
 
+    Raises:
+      ValueError: features that are no [N, H, W, K], no key, or a head that returns no
+        logits [N, C], C >= 2.
+
     Reference: Schulz et al., ICLR 2020, equations 5 to 9 and the published code. Where
     we differ: 1 - lambda is computed as such and bounded away from zero, so that the
     logarithm is finite in float32 at any alpha.
@@ -120,9 +124,10 @@ def attribute(
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
     features = jnp.clip(features, -MAX_FEATURE, MAX_FEATURE)
     mean, std, active = (m[:, :, None] for m in jax.lax.stop_gradient(moments))
-    moments = Moments(
-        jnp.clip(mean, -MAX_FEATURE, MAX_FEATURE), jnp.minimum(std, MAX_FEATURE), active
-    )
+    mean = jnp.clip(mean, -MAX_FEATURE, MAX_FEATURE)
+    # Not a minimum: the variance of features beyond 1e19 overflows, to NaN at last.
+    std = jnp.where(std < MAX_FEATURE, std, MAX_FEATURE)
+    moments = Moments(mean, std, active)
     draws = noise
     if noise is None:
         draws = keys.split(keys.check(key, features.shape[0]), config.num_steps)
@@ -410,6 +415,11 @@ def _pooled_value_and_grad(
 
 def _cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """[S, N, C] and [N] -> [S, N]."""
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            "the head returns one logit, whose softmax is 1 whatever it is: give two, "
+            "as lambda a: jnp.concatenate([-head_fn(a), head_fn(a)], axis=-1) / 2 does"
+        )
     return optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.broadcast_to(labels, logits.shape[:-1])
     )

@@ -2,7 +2,7 @@
 
 One state serves the exact statistics of a data set, the sum over devices and the
 moving average of a training run: a moving average is the same merge with the old
-weight decayed. Imports jax, jax.numpy and chex only; does no I/O.
+weight decayed. Imports jax, chex and ``saliency`` only; does no I/O.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,8 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+
+from ibsgl_jax.saliency import check_features
 
 
 class FeatureStats(NamedTuple):
@@ -86,8 +88,11 @@ def update(
 
     Returns:
       The statistics of everything seen, exact up to float32 rounding.
+
+    Raises:
+      ValueError: features that are no [N, H, W, K].
     """
-    chex.assert_rank(features, 4)
+    check_features(features)
     chex.assert_shape(state.mean, features.shape[1:])
     batch = _of_batch(features, mask)
     if axis_name is not None:

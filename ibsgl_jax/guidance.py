@@ -167,19 +167,16 @@ def guide(
 
     Returns:
       A ``Guidance``.
+
+    Raises:
+      ValueError: features or logits of another shape, no moments and no teacher.
     """
     config = config or GuidanceConfig()
-    chex.assert_rank([features, labels], [4, 1])
+    saliency.check_features(features)
+    chex.assert_rank(labels, 1)
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
     if teacher is None:
-        if moments is None:
-            raise ValueError(
-                "guide needs moments: feature_stats.moments of the features on many "
-                "images; or a teacher"
-            )
-        teacher = bottleneck.attribute(
-            key, head_fn, features, labels, moments, config=config.bottleneck
-        ).saliency
+        teacher = _bottleneck_map(key, head_fn, features, labels, moments, config)
     chex.assert_shape(teacher, features.shape[:3])
     teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
 
@@ -217,6 +214,17 @@ def guide(
         blank=(jnp.max(maps[:, 0], axis=(1, 2)) <= 0).astype(jnp.float32),
     )
     return jax.lax.stop_gradient(guidance)
+
+
+def _bottleneck_map(key, head_fn, features, labels, moments, config):
+    if moments is None:
+        raise ValueError(
+            "guide needs moments: feature_stats.moments of the features on many "
+            "images; or a teacher"
+        )
+    return bottleneck.attribute(
+        key, head_fn, features, labels, moments, config=config.bottleneck
+    ).saliency
 
 
 class Penalty(NamedTuple):

@@ -134,9 +134,10 @@ def check_logits(logits) -> None:
     """ValueError unless logits are one array of floats [N, C]."""
     found = _described(logits)
     if found is not None:
+        place: str | int = "logits" if isinstance(logits, Mapping) else 0
         raise ValueError(
             f"the head returns {found}: it must return the logits [N, C] alone; pick "
-            "them, as lambda features: head_fn(features)[0] does"
+            f"them, as lambda features: head_fn(features)[{place!r}] does"
         )
     if len(logits.shape) == 1:
         raise ValueError(

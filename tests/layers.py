@@ -58,6 +58,7 @@ NUMERICAL = {"jax", "flax", "optax", "chex", "numpy"}
 # and nnx are meant, of which a user has one.
 OPTIONAL = {
     "PIL",
+    "cloudpickle",
     "flatbuffers",
     "flax",
     "grain",

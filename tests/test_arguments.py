@@ -61,6 +61,7 @@ ABSURD = {
         SWEEP + " --columns beauty",
         SWEEP + " --methods hirescam --ours gided",
         SWEEP + " --folder {file}",
+        SWEEP + " --folder gs://bucket/runs",
         SWEEP + " --figure nope/dots.png",
         SWEEP + " --figure dots.txt",
         SWEEP + " --limit -1",

@@ -602,7 +602,10 @@ class TestWhatIsExpected:
         ("head", "words"),
         [
             (lambda f: (f.mean((1, 2)), f), "tuple of 2"),
-            (lambda f: {"logits": f.mean((1, 2))}, "dict with 'logits'"),
+            (
+                lambda f: {"logits": f.mean((1, 2))},
+                r"dict with .*\(features\)\['logits",
+            ),
             (lambda f: f.mean((1, 2, 3)), "one logit per image"),
             (lambda f: f, r"logits \[N, C\], floats"),
             (lambda f: f.mean((1, 2)).argmax(-1, keepdims=True), "int32"),
@@ -612,6 +615,21 @@ class TestWhatIsExpected:
         with pytest.raises(ValueError, match=words) as error:
             self.run(method, head)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            lambda f: f.mean((1, 2))[:, :1],
+            PooledLinear(jnp.ones((5, 1)), jnp.zeros(1)),
+        ],
+    )
+    def test_one_logit_has_no_bottleneck(self, head):
+        with pytest.raises(ValueError, match="one logit, whose softmax is 1") as error:
+            self.run("ib", head)
+        assert "\n" not in str(error.value)
+        maps = self.run("ib", lambda f: jnp.concatenate([-head(f), head(f)], -1) / 2)
+        assert jnp.any(maps > 0)
+        assert jnp.any(self.run("grad_cam", head) > 0)
 
     @pytest.mark.parametrize("method", attribution.FEATURE_METHODS)
     def test_tokens(self, method):

@@ -35,7 +35,9 @@ def test_the_steps_that_are_timed_train(name):
     phase = step.make_phases("layer1_0")[name]
     tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
     layer = phase.get("teacher_layer", "")
-    state = create_state(jax.random.key(0), model, tx, 16, layer=layer)
+    state = jax.eval_shape(
+        lambda: create_state(jax.random.key(0), model, tx, 16, layer=layer)
+    )
     batch = {
         "image": jnp.zeros((2, 16, 16, 3), jnp.uint8),
         "label": jnp.zeros(2, jnp.int32),
@@ -64,6 +66,7 @@ def test_every_row_of_a_table_has_the_headers_cells(name):
     assert {len(row) for row in rows} == {len(header)} == {len(rule)}
 
 
+@pytest.mark.slow
 def test_growth_measures_one_device_and_two(capsys):
     assert growth.main(["--quick", "--rounds", "1"]) == 0
     one, two = json.loads(capsys.readouterr().out)

@@ -220,6 +220,21 @@ class TestLowering:
         assert exported.out_avals[0].shape == (2, 4, 4)
 
 
+class TestMemory:
+    @pytest.mark.parametrize(
+        "text, found",
+        [
+            ("RESOURCE_EXHAUSTED: Used 19.1G of 15.7G hbm", ("19.1G", "15.7G")),
+            (
+                "required for HLO temporaries (64.99G) exceeds available HBM (15.75G).",
+                ("64.99G", "15.75G"),
+            ),
+        ],
+    )
+    def test_what_is_needed_and_what_there_is(self, text, found):
+        assert ahead._USED.search(text).groups() == found
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu"
@@ -240,9 +255,10 @@ class TestTpu:
         with config.unlocked():
             config.model_options = {}
             config.model_options.num_filters = 64
-            config.image_size = 256
-        config.batch_size = 4 * 1024
-        with pytest.raises(CompileError, match="images on a chip need"):
+            config.image_size = 64
+        # So much that computing activations twice, to save memory, is no way out.
+        config.batch_size = 4 * 2**16
+        with pytest.raises(CompileError, match=r"images on a chip need [\d.]+G of 1"):
             compile_command.run(config, "v5e:2x2", num_classes=10)
 
     def test_unknown_slice(self):

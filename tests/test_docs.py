@@ -335,6 +335,26 @@ class TestNotebooks:
         shape = run_notebook("explain_a_folder.ipynb", "list(maps['ib'].shape)")
         assert shape == [4, 224, 224]
 
+    def test_photos_in_a_notebook(self):
+        notebook = execute_notebook(
+            "photos_in_a_notebook.ipynb",
+            "[table['accuracy'].to_dict(), sorted(set(frame['phase'])), "
+            "[[float(m.max()), list(m.shape)] for m in maps.values()], "
+            "[name for name in config.trackers]]",
+        )
+        value = json.loads(notebook.cells[-1].outputs[-1]["text"])
+        accuracy, phases, maps, trackers = value
+        assert set(accuracy) == {"plain", "guided"}
+        assert min(accuracy.values()) > 0.7  # of two kinds, on 32 pictures
+        assert phases == ["guided", "plain"]
+        for most, shape in maps:
+            assert most > 0 and shape == [1, 64, 64]
+        there = (n for n in ("wandb", "mlflow") if importlib.util.find_spec(n))
+        assert trackers == list(there)
+        outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+        # The curve, the run's picture, and the explained photo are all seen.
+        assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+
     def test_one_loss_in_your_loop(self):
         results = run_notebook(
             "one_loss_in_your_loop.ipynb",
@@ -357,6 +377,11 @@ class TestNotebooks:
 
 def run_notebook(file, expression):
     """Runs a notebook in a kernel of this environment; the value of an expression."""
+    return json.loads(execute_notebook(file, expression).cells[-1].outputs[-1]["text"])
+
+
+def execute_notebook(file, expression):
+    """A notebook with its outputs, and a last cell that prints an expression."""
     nbclient = pytest.importorskip("nbclient")
     import nbformat
 
@@ -370,7 +395,7 @@ def run_notebook(file, expression):
         kernel_name="python3",
         resources={"metadata": {"path": str(ROOT)}},
     ).execute()
-    return json.loads(notebook.cells[-1].outputs[-1]["text"])
+    return notebook
 
 
 class TestSite:

@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import shutil
+import signal
 import sys
 
 import numpy as np
@@ -81,6 +82,15 @@ class TestNobodysFileIsWrittenOver:
             (out / name).write_bytes(picture())  # a result copied from elsewhere
         line = f"{name} is there already"
         self.refused(explain, tmp_path, photo, "--out", out, line=line)
+
+    @pytest.mark.parametrize("out", ["gs://bucket/x", "S3://b", "file:///tmp/x"])
+    def test_an_address_is_no_folder(self, explain, tmp_path, out):
+        photo = save_photo(tmp_path / "a.png")
+        before = snapshot(tmp_path)
+        status, _, stderr = explain(photo, "--out", out)
+        assert status == 2 and "is an address, not a folder" in stderr
+        assert snapshot(tmp_path) == before and len(stderr.splitlines()) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
     def test_a_result_that_somebody_replaced(self, explain, tmp_path):
         photo = save_photo(tmp_path / "a.png")
@@ -195,6 +205,23 @@ class TestWhatIsLeft:
             assert check_maps(out) == number - 1
             assert (out / "contact_sheet.png").exists()
         assert {p.name for p in out.iterdir()} == {"explanation.json", *told["written"]}
+
+    def test_after_sigterm(self, explain, tmp_path, monkeypatch):
+        calls = []
+
+        def overlay(panel, *, title):
+            calls.append(title)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return picture()
+
+        monkeypatch.setattr(drawing, "overlay", overlay)
+        out = tmp_path / "out"
+        status, _, stderr = explain(*self.photos(tmp_path), "--out", out)
+        assert status == 143
+        assert "interrupted: 2 of 5 photos" in stderr.splitlines()[-1]
+        assert check_maps(out) == 2 and not explanation(out)["complete"]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
     def test_after_a_full_disk(self, explain, tmp_path, monkeypatch, code):

@@ -334,6 +334,27 @@ class TestTeacher:
 
         assert np.all(share(after) > share(result.saliency_c))
 
+    def test_tokens_and_one_logit_are_one_line(self):
+        labels, teacher = jnp.zeros(2, jnp.int32), jnp.ones((2, 4, 4))
+        with pytest.raises(ValueError, match="reshape to their grid"):
+            guidance.guide(
+                None,
+                lambda a: a[:, 0],
+                jnp.ones((2, 16, 5)),
+                labels,
+                None,
+                teacher=teacher,
+            )
+        with pytest.raises(ValueError, match="at least two classes"):
+            guidance.guide(
+                None,
+                lambda a: a.mean((1, 2))[:, :1],
+                jnp.ones((2, 4, 4, 5)),
+                labels,
+                None,
+                teacher=teacher,
+            )
+
     def test_wrong_size_is_refused(self):
         head, features, labels, teacher = small_case()
         with pytest.raises(AssertionError):

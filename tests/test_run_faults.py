@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,9 +62,15 @@ class TestPlan:
 class TestNothingIsWritten:
     """A refused run leaves no trace: the workdir is not even made."""
 
-    @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b", "hdfs://x/y"])
-    def test_an_address_is_no_workdir(self, address, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("kind", [str, Path])
+    @pytest.mark.parametrize(
+        "address",
+        ["gs://bucket/run", "s3://b", "hdfs://x/y", "GS://b", "file:///tmp/x"]
+        + ["abfs://c@d/e", "memory://", "gcs://b/r", "a+b://c"],
+    )
+    def test_an_address_is_no_workdir(self, address, kind, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        address = kind(address)
         with pytest.raises(ConfigError, match="is an address, not a folder"):
             loop.train_and_evaluate(tiny_run.make_config(tmp_path), address)
         assert not list(tmp_path.iterdir())
@@ -98,6 +106,16 @@ class TestSignals:
                 os.kill(os.getpid(), signal.SIGTERM)
                 raise AssertionError("the signal did not end it")
 
+    def test_one_that_python_would_lose_comes_again(self):
+        class Losing:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with on_signals(), pytest.raises(Stopped) as info:
+            Losing()
+            time.sleep(60)
+        assert info.value.number == signal.SIGTERM
+
     def test_a_second_ctrl_c_does_not_wait(self):
         stop = Stop()
         with stop.deferred():
@@ -128,33 +146,66 @@ class TestSignals:
         assert (tmp_path / "results.json").exists()
 
 
-def test_a_killed_worker_is_one_line(tmp_path):
-    """In a process of its own: grain's workers are processes."""
-    program = """
-import numpy as np, os, signal, subprocess
+READING = """
+import numpy as np, os, signal, subprocess, sys, threading, time
 from train.data.batches import iterate, make_train_dataset
 from train.errors import DatasetError
-source = [{"image": np.zeros((8, 8, 3), np.uint8), "label": 0}] * 64
-batches = make_train_dataset(source, batch_size=4, seed=0, augment="none", image_size=8)
+
+def workers():
+    command = ["pgrep", "-f", "-P", str(os.getpid()), "spawn_main"]
+    found = subprocess.run(command, capture_output=True).stdout
+    return [int(pid) for pid in found.split()]
+
+def kill():
+    while not workers():
+        time.sleep(0.01)
+    for worker in workers():
+        os.kill(worker, signal.SIGKILL)
+
+# More than the pipe holds that starts a process.
+source = [{"image": np.zeros((256, 256, 3), np.uint8), "label": 0}] * 64
+batches = make_train_dataset(source, batch_size=4, seed=0)
 stream = iterate(batches, num_workers=1)
-next(stream)
-children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True)
-for child in children.stdout.split():
-    os.kill(int(child), signal.SIGKILL)
+"""
+
+
+class TestWorkers:
+    """In a process of its own: grain's workers are processes."""
+
+    def start(self, program):
+        return subprocess.Popen(
+            [sys.executable, "-c", READING + program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=os.getcwd(),
+        )
+
+    @pytest.mark.parametrize("start", ["threading.Thread(target=kill).start()", ""])
+    def test_a_killed_one_is_one_line(self, start):
+        """While it starts, or later."""
+        program = f"""
 try:
+    {start or "next(stream); kill()"}
     for _ in range(1000):
         next(stream)
 except DatasetError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=os.getcwd(),
-        timeout=120,
-    )
-    assert "was killed" in done.stdout, done.stderr[-2000:]
+        told, faults = self.start(program).communicate(timeout=120)
+        assert "was killed" in told, faults[-2000:]
+
+    def test_none_outlives_its_reader(self):
+        process = self.start(
+            "next(stream); print(*workers(), flush=True); time.sleep(600)"
+        )
+        (worker,) = process.stdout.readline().split()
+        process.kill()
+        command, end = Path(f"/proc/{worker}/cmdline"), time.monotonic() + 20
+        while command.exists() and command.read_bytes():  # a dead one's is empty
+            assert time.monotonic() < end, "it is still there"
+            time.sleep(0.1)
+        process.communicate()
 
 
 def test_faults_are_told_line_by_line():

@@ -1,9 +1,11 @@
 """The one door of the command: every end of it is a line and a status."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -65,6 +67,28 @@ class TestRun:
         status, told = self.end(error, capsys)
         assert status == 1 and "Traceback" in told
         assert "please report it" in told.splitlines()[-1]
+
+    @pytest.mark.parametrize("kind, status", [(KeyboardInterrupt, 130), ("term", 143)])
+    def test_an_interrupt_in_a_destructor_is_not_lost(self, capsys, kind, status):
+        class Losing:
+            def __del__(self):
+                raise terminal.Terminated if kind == "term" else kind
+
+        def command():
+            Losing()
+            time.sleep(60)
+
+        assert terminal.run(command) == status
+        assert capsys.readouterr().err == "ibsgl: interrupted\n"
+
+    def test_what_the_library_logs_is_a_line_like_the_others(self, capsys):
+        def command():
+            logging.getLogger("ibsgl_jax").warning("%s: drops 'a'", "\x1b[2J.pth")
+            return 0
+
+        for _ in range(2):  # one handler at a time
+            assert terminal.run(command) == 0
+            assert capsys.readouterr().err == "ibsgl: \\x1b[2J.pth: drops 'a'\n"
 
     def test_a_closed_stderr_stops_nothing(self, monkeypatch):
         class Closed(io.StringIO):

@@ -58,10 +58,11 @@ def folder(tmp_path, monkeypatch, photo_digits_dir):
     (tmp_path / "configs").symlink_to(layers.ROOT / "configs")
     (tmp_path / "tiny.py").write_text(TINY)
     monkeypatch.setenv("PHOTO_DIGITS", str(photo_digits_dir))
-    logger = logging.getLogger("train")
-    before = logger.handlers[:], logger.propagate, logger.level
+    loggers = [logging.getLogger(name) for name in ("train", "ibsgl_jax")]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
     yield tmp_path
-    logger.handlers[:], logger.propagate, logger.level = before
+    for logger, values in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate, logger.level = values
 
 
 @pytest.fixture

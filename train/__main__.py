@@ -61,10 +61,11 @@ def main(argv):
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
     # Ours are plain lines; orbax and tfds tell much that no reader of a run needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
-    logger = logging.getLogger("train")
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False
-    logger.setLevel(logging.INFO)  # absl has just set the root's
+    for name in ("train", "ibsgl_jax"):
+        logger = logging.getLogger(name)
+        logger.addHandler(logging.StreamHandler())
+        logger.propagate = False
+        logger.setLevel(logging.INFO)  # absl has just set the root's
     profile = parse_window(_PROFILE.value)
     initialize()
     workdir = _WORKDIR.value

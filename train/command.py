@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ibsgl_jax.app.interrupt import raise_on_interrupt
-from ibsgl_jax.app.terminal import shown
+from ibsgl_jax.app.terminal import interrupts_kept, shown
 from train.errors import UserError
 
 MAX_LENGTH = 2000  # of a line
@@ -31,7 +31,8 @@ def run(main):
     def run_main(*args, **kwargs) -> int:
         try:
             raise_on_interrupt()
-            status = main(*args, **kwargs)
+            with interrupts_kept():
+                status = main(*args, **kwargs)
             sys.stdout.flush()
             return status
         except UserError as error:

@@ -27,6 +27,7 @@ import json
 import sys
 from pathlib import Path
 
+from ibsgl_jax.app.outputs import is_address
 from train import command
 from train.arguments import Parser, at_least, some
 from train.configuration import config_changes, without_new_phases
@@ -154,8 +155,8 @@ def check(arguments, module, folder: Path):
                 f"--{flag} {unknown[0]}: no phase of {arguments.config}; it has "
                 f"{', '.join(known)}"
             )
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--folder {folder} is no folder")
+    if is_address(folder) or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"--folder {folder} is no folder on this machine")
     figure = arguments.figure
     if figure and not (figure.parent.is_dir() and figure.suffix == ".png"):
         raise UserError(f"--figure {figure}: give FILE.png in a folder that is there")

@@ -1,7 +1,7 @@
 """``ibsgl explain``: overlays, contact sheets, all maps, and a JSON that says it all.
 
 Results are written as they come, in the memory of a chunk of photos; what one photo,
-a full disk or Ctrl-C costs is that photo, or the photos after it.
+a full disk, Ctrl-C or SIGTERM costs is that photo, or the photos after it.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def explain(
     seed: int = 0,
     chunk_size: int = 8,
     target: str | None = None,
-    fit: str = "crop",
+    fit: str | None = None,
 ) -> int:
     """Explains the photos that the arguments name; the flags are those of ``cli``.
 
@@ -48,7 +48,8 @@ def explain(
 
     Raises:
       UserError: nothing can be explained; nothing was written.
-      KeyboardInterrupt: with what was done; that is whole in the folder.
+      KeyboardInterrupt: with what was done; that is whole in the folder. After SIGTERM
+        it is ``terminal.Terminated``.
     """
     out = Path(out)
     found = photos.find(arguments)
@@ -61,6 +62,7 @@ def explain(
     inputs = [*paths, *(Path(file) for file in (weights, checkpoint) if file)]
     outputs.check(out, plan.names, inputs)
     classifier = classifiers.load(model, weights=weights, checkpoint=checkpoint)
+    fit = fit or classifier.preprocessing.fit
     one_class = classifiers.parse_class(target, classifier.class_names)
     features_fn, head_fn = classifiers.split(classifier, layer)
     moments, stats_source = None, None
@@ -166,7 +168,8 @@ class Results:
                 self._finish(complete, is_full=isinstance(stopped, OSError))
         done = f"{len(self.entries)} of {num_photos} photos are explained"
         if isinstance(stopped, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{done} in {self._folder.path}")
+            stopped.args = (f"{done} in {self._folder.path}",)
+            raise stopped
         if stopped is not None:
             raise UserError(f"{_cannot_write(stopped)}; {done}") from None
 
@@ -261,15 +264,17 @@ def _not_finite(classifier: Classifier, what: str) -> str:
 
 @contextlib.contextmanager
 def _uninterrupted():
-    """A second Ctrl-C does not cut short what saves the results."""
+    """A second signal does not cut short what saves the results."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def make_explain_fn(

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 import unicodedata
@@ -148,6 +149,11 @@ def _nearest_folder(out: Path) -> Path:
     return out
 
 
+def is_address(path: str | Path) -> bool:
+    """Whether a path is a URL, ``gs://bucket/folder``; ``Path`` makes that ``gs:/``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)", str(path)) is not None
+
+
 def check(
     out: Path, names: Iterable[str], inputs: Iterable[Path], flag: str = "--out"
 ) -> Marker:
@@ -163,6 +169,8 @@ def check(
       UserError: the folder cannot be written, or holds a file of one of these names
         that is an input or that the command did not write.
     """
+    if is_address(out):
+        raise UserError(f"{flag} {out}: is an address, not a folder on this machine")
     above = _nearest_folder(out)
     if not above.is_dir():
         raise UserError(f"{flag} {out}: cannot write there ({above} is not a folder)")

@@ -3,9 +3,13 @@
 Names of files may hold anything: what is printed goes through ``shown``.
 """
 
+import contextlib
+import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
@@ -13,11 +17,17 @@ from collections.abc import Callable, Iterable
 from ibsgl_jax.app.interrupt import raise_on_interrupt
 from ibsgl_jax.errors import UserError
 
-BROKEN_PIPE, BUG, INTERRUPTED, MISTAKE = 141, 1, 130, 2
+BROKEN_PIPE, BUG, INTERRUPTED, MISTAKE, TERMINATED = 141, 1, 130, 2, 143
 # Control, format, surrogate, private and unassigned characters; line separators.
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _MAX_LENGTH = 2000
 _OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "flatbuffers": "flatbuffers"}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: what Ctrl-C saves is saved."""
+
+    number = signal.SIGTERM
 
 
 def shown(text) -> str:
@@ -40,16 +50,17 @@ def run(command: Callable[[], int]) -> int:
 
     Returns:
       What the command returns; 2 after a ``UserError`` (one line on stderr), 130 after
-      Ctrl-C (one line), 141 if nobody reads the output any more (nothing is said), and
-      1 after anything else, which is a bug of ours: its traceback, and a line that asks
-      for a report.
+      Ctrl-C (one line), 143 after SIGTERM (one line), 141 if nobody reads the output
+      any more (nothing is said), and 1 after anything else, which is a bug of ours: its
+      traceback, and a line that asks for a report.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         raise_on_interrupt()
-        status = command()
+        with _notices(), _terminable(), interrupts_kept():
+            status = command()
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
@@ -58,7 +69,7 @@ def run(command: Callable[[], int]) -> int:
         return MISTAKE
     except KeyboardInterrupt as interrupt:
         _say_last(f"interrupted{f': {interrupt}' if interrupt.args else ''}")
-        return INTERRUPTED
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     except BrokenPipeError:
         _leave_stdout()
         return BROKEN_PIPE
@@ -72,6 +83,65 @@ def run(command: Callable[[], int]) -> int:
         traceback.print_exc()
         say("this is a bug of ibsgl: please report it with the lines above")
         return BUG
+
+
+@contextlib.contextmanager
+def interrupts_kept():
+    """An interrupt that Python would lose comes again.
+
+    What a signal's handler raises while a destructor runs, or a callback of the garbage
+    collector (jax has one), is printed as ignored, and the program goes on. The signal
+    is the KeyboardInterrupt's ``number``, if it has one.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost):
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            return before(lost)
+        number = getattr(lost.exc_value, "number", signal.SIGINT)
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _terminable():
+    """SIGTERM raises ``Terminated``, where nobody has a handler for it."""
+
+    def raise_terminated(number, frame):
+        raise Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Notices(logging.Handler):
+    """What the library logs, as lines like all the others."""
+
+    def emit(self, record):
+        end_progress()
+        say(record.getMessage())
+
+
+@contextlib.contextmanager
+def _notices():
+    logger, handler = logging.getLogger("ibsgl_jax"), _Notices()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _outside_cause(error: Exception) -> str | None:

@@ -10,6 +10,11 @@ Evaluation batches add `example_mask` float32 [B]. Training batch i is a functio
 """
 
 import functools
+import os
+import pickle
+import tempfile
+import threading
+import time
 
 import jax
 import numpy as np
@@ -57,7 +62,7 @@ def make_train_dataset(
         )
     # Augmented before sharding: draws belong to the global position.
     return (
-        grain.MapDataset.source(source)
+        grain.MapDataset.source(_Handed(source))
         .seed(seed)
         .shuffle()
         .repeat()
@@ -66,6 +71,40 @@ def make_train_dataset(
         ]
         .batch(local_size, drop_remainder=True)
     )
+
+
+class _Handed:
+    """A source that other processes read from a file, which vanishes with this process.
+
+    Through the pipe that starts a process it would go by the megabyte, and if that
+    process died meanwhile, Python would write to it for ever.
+    """
+
+    def __init__(self, source):
+        self._source, self._file = source, None
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        return self._source[index]
+
+    def __reduce__(self):
+        import cloudpickle
+
+        if not os.path.exists("/proc/self/fd"):  # of Linux
+            return _Handed, (self._source,)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()
+            cloudpickle.dump(self._source, self._file)
+            self._file.flush()
+        path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
+        return _read_handed, (path,)
+
+
+def _read_handed(path):
+    with open(path, "rb") as file:
+        return pickle.load(file)
 
 
 def make_eval_batches(
@@ -113,6 +152,17 @@ def _eval_batch(source, transform, shard, num_shards, size, batch):
     return out
 
 
+def _end_with(parent, *unused):
+    """Ends this process when the one that started it is gone, as by kill -9."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def iterate(dataset, *, start_step=0, num_threads=1, num_workers=0):
     """Yields the batches of a dataset from `start_step` on, read ahead.
 
@@ -137,7 +187,8 @@ def iterate(dataset, *, start_step=0, num_threads=1, num_workers=0):
         flags.FLAGS.mark_as_parsed()
     iterator = iter(
         dataset.to_iter_dataset().mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers)
+            grain.MultiprocessingOptions(num_workers=num_workers),
+            functools.partial(_end_with, os.getpid()),
         )
     )
     try:

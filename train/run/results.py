@@ -1,5 +1,7 @@
 """The run's own table, at the end of training."""
 
+import contextlib
+import sys
 from pathlib import Path
 
 import jax
@@ -48,5 +50,30 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
         print(tables.phase_table(results))
         print("", sanity.text(checks, names), sep="\n", flush=True)
         if config.picture_phases:
-            figures.write_before_after(config, model, states, data, workdir)
+            phases = pictured(config, states)
+            with _notebooks_backend():
+                figures.write_before_after(
+                    config, model, states, data, workdir, phases=phases
+                )
     return results
+
+
+@contextlib.contextmanager
+def _notebooks_backend():
+    """Drawing into a file leaves a notebook the way in which it shows its figures."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    before = pyplot and pyplot.get_backend()
+    if before:  # a notebook's sets itself up when it is loaded as the one in use
+        pyplot.switch_backend(before)
+    try:
+        yield
+    finally:
+        if before:
+            pyplot.switch_backend(before)
+
+
+def pictured(config, states) -> tuple[str, str]:
+    """The phases before and after of the picture: the config's, of those there are."""
+    known = [name for name in config.picture_phases if name in states]
+    known = known if len(known) > 1 else list(states)
+    return known[0], known[-1]

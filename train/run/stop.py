@@ -1,18 +1,22 @@
 """A run that is asked to stop saves its state first, where there is one to save."""
 
 import contextlib
+import logging
 import signal
 import threading
 
 import jax
 
 from ibsgl_jax.app.interrupt import is_postponed
+from ibsgl_jax.app.terminal import interrupts_kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(RuntimeError):
+class Stopped(KeyboardInterrupt):
     """The run was asked to stop and has saved its state.
+
+    No Exception: a library's ``except Exception`` must not swallow it.
 
     Attributes:
       number: of the signal.
@@ -49,6 +53,7 @@ class Stop:
         if not self._is_deferred and is_postponed(number, frame):
             return
         if self.number is not None and number == signal.SIGINT:
+            logging.disable()  # what it interrupts has nothing more to tell
             raise KeyboardInterrupt
         self.number = number
         if not self._is_deferred:
@@ -68,7 +73,9 @@ def on_signals():
         return
     before = {number: signal.signal(number, stop.note) for number in SIGNALS}
     try:
-        yield stop
+        with interrupts_kept():
+            yield stop
     finally:
+        logging.disable(logging.NOTSET)
         for number, handler in before.items():
             signal.signal(number, handler)

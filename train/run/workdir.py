@@ -12,12 +12,12 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
+from ibsgl_jax.app.outputs import is_address
 from train.configuration import config_changes, without_new_phases
 from train.errors import ConfigError
 from train.files import write_json
@@ -29,7 +29,7 @@ def check_workdir(workdir, config):
     Raises:
       ConfigError: it is no local path, cannot be written to, or holds another run.
     """
-    if "://" in str(workdir) or re.match(r"^(gs|s3|hdfs|http|https):/", str(workdir)):
+    if is_address(workdir):
         raise ConfigError(
             f"workdir {workdir} is an address, not a folder; mount it (gcsfuse for "
             "gs://) and give the folder"

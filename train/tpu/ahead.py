@@ -29,6 +29,9 @@ CHIP_GIB = {"v2": 8, "v3": 16, "v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 # Of a chip, a second: bfloat16 operations, bytes of its memory, bytes of its links to
 # the others; from the same pages.
 PEAKS = {"v5e": (197e12, 819e9, 1600e9 / 8)}
+# How libtpu, of any age, says what a program needs and what there is.
+_SIZE = r"([\d.]+[KMG])"
+_USED = re.compile(rf"{_SIZE}\)?(?: of | exceeds available \w+ \(){_SIZE}")
 
 
 def describe(topology: str):
@@ -112,7 +115,7 @@ def compile_step(config, phase, devices, num_classes: int):
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text and "memory" not in text:
             raise
-        used = re.search(r"[Uu]sed ([\d.]+[KMG]) of ([\d.]+[KMG])", text)
+        used = _USED.search(text)
         figure = f"{used[1]} of {used[2]}" if used else text.splitlines()[0]
         raise CompileError(
             f"a batch of {config.batch_size} does not fit: {size // len(devices)} "
