@@ -19,21 +19,9 @@ from ibsgl_jax.app import classifier as classifiers
 from ibsgl_jax.app import drawing, outputs, photos, stats_cache, terminal
 from ibsgl_jax.app.classifier import Classifier
 from ibsgl_jax.app.terminal import shown
+from ibsgl_jax.app.titles import METHOD_TITLES
 from ibsgl_jax.errors import UserError
 
-METHOD_TITLES = {
-    "ib": "Information bottleneck",
-    "hirescam": "HiResCAM",
-    "grad_cam": "Grad-CAM",
-    "grad_cam_pp": "Grad-CAM++",
-    "layer_cam": "LayerCAM",
-    "gradient": "Gradient",
-    "input_x_gradient": "Input x gradient",
-    "smooth_grad": "SmoothGrad",
-    "integrated_gradients": "Integrated Gradients",
-    "full_grad": "FullGrad",
-    "random": "Random (control)",
-}
 SHEET_ROWS = 10
 _NAMED = 5
 

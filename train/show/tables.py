@@ -2,6 +2,7 @@
 
 import math
 
+from ibsgl_jax.app.titles import METHOD_TITLES
 from train.measure.catalogue import MEASURES, METHOD_COLUMNS, format_value
 from train.show.markdown import markdown
 
@@ -113,19 +114,7 @@ def _sanity_markdown(results):
     return markdown(("method", "rank correlation", "verdict"), rows)
 
 
-TITLES = {
-    "ib": "Information bottleneck",
-    "hirescam": "HiResCAM (L^c)",
-    "grad_cam": "Grad-CAM",
-    "grad_cam_pp": "Grad-CAM++",
-    "layer_cam": "LayerCAM",
-    "random": "random map",
-    "gradient": "gradient",
-    "input_x_gradient": "input x gradient",
-    "smooth_grad": "SmoothGrad",
-    "integrated_gradients": "Integrated Gradients",
-    "full_grad": "FullGrad",
-}
+TITLES = METHOD_TITLES | {"hirescam": "HiResCAM (L^c)"}
 
 
 def method_title(row) -> str:
