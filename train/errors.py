@@ -68,10 +68,13 @@ class Faults:
     def __bool__(self):
         return bool(self._errors)
 
-    def add(self, field: str, text: str):
-        """A fault of a field, "FIELD" and the text; the first of each field counts."""
+    def add(self, field: str, text: str, *, of: str | None = None):
+        """A fault of a field, "FIELD" and the text; the first of each field counts.
+
+        of: another field that may be its cause, and has a fault then, too.
+        """
         if field not in self._fields:
-            self._fields.add(field)
+            self._fields |= {field, of or field}
             self._errors.append(ConfigError(field + text))
 
     def has(self, *fields) -> bool:

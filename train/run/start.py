@@ -81,7 +81,8 @@ def find_faults(config, faults: Faults):
             lambda: create_state(jax.random.key(0), model, tx, config.image_size)
         )
     except Exception as error:  # noqa: BLE001  (a model of one's own raises anything)
-        faults.add("model", _impossible(config, error).removeprefix("model"))
+        reason = _impossible(config, error).removeprefix("model")
+        faults.add("model", reason, of="image_size")
         return
     if any(config[name].init == "pretrained" for name in config.phases):
         with faults.gather():
