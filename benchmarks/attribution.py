@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.floor import make_floor
 from ibsgl_jax import attribution, bottleneck, feature_stats, models, tapping
+from train.show.markdown import markdown
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, the layer
 # further in that the bottleneck's authors used). The quick one is for a smoke test.
@@ -165,6 +166,23 @@ def measure(network, *, methods, num_rounds, max_seconds):
     return rows
 
 
+def table(rows) -> str:
+    lines = [
+        (
+            f"{row['network']}, {row['batch_size']}",
+            row["variant"],
+            f"{row['images_per_second']:.2f}",
+            "{:.2f} ({:.2f}-{:.2f})".format(row["ratio"], *row["ratio_quartiles"]),
+            str(row["rounds"]),
+        )
+        for row in rows
+    ]
+    return markdown(
+        ("network, batch", "variant", "images/s", "x inference (quartiles)", "rounds"),
+        lines,
+    )
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
@@ -196,15 +214,7 @@ def main(argv=None):
         print(json.dumps({"jax": jax.__version__, "device": device, "rows": rows}))
         return 0
     print(f"jax {jax.__version__}, {device}")
-    print("| network, batch | variant | images/s | x inference (quartiles) | rounds |")
-    print("|---|---|---|---|---|")
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        print(
-            f"| {row['network']}, {row['batch_size']} | {row['variant']} "
-            f"| {row['images_per_second']:.2f} "
-            f"| {row['ratio']:.2f} ({low:.2f}-{high:.2f}) | {row['rounds']} |"
-        )
+    print(table(rows))
     return 0
 
 

@@ -155,8 +155,8 @@ def read_csv(path):
         (path.parent / name).parent.mkdir(exist_ok=True)
         (path.parent / name).touch()
     path.replace(path.parent / "labels.csv")
-    _, faults, notes = labels_csv.read(path.parent)
-    if any("\n" in line or "\x1b" in line for line in (*faults, *notes)):
+    _, faults = labels_csv.read(path.parent)
+    if any("\n" in line or "\x1b" in line for line in faults):
         raise AssertionError("a fault of more than one line")
     if faults:
         raise ValueError(faults[0])

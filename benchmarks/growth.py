@@ -8,7 +8,6 @@ other programs disturb them little. Writes growth.json and growth.png.
 """
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -20,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.step import make_step
 from configs import default
 from ibsgl_jax import models
 from train.devices import AXIS, over_devices
-from train.method.build import guidance_config, make_optimizer
-from train.method.guided import guided_step
+from train.method.build import make_optimizer
 from train.method.state import create_state
-from train.method.step import plain_step
+from train.show.markdown import markdown
 
 BASE = {"batch": 64, "filters": 16, "steps": 20, "devices": 1}
 AXES = {
@@ -54,24 +53,11 @@ def measure(case, num_rounds):
         axis_name=axis_name,
     )
     tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
-    bound = {
-        "model": model,
-        "tx": tx,
-        "base_key": jax.random.key(0),
-        "image_stats": {"mean": (0.5,) * 3, "std": (0.25,) * 3},
-        "axis_name": axis_name,
-    }
-    phase = default.guided_phase()
-    phase.bottleneck.num_steps = case["steps"]
+    guided = default.guided_phase(every=1, release=0.0)
+    guided.bottleneck.num_steps = case["steps"]
     both = {
-        "plain": functools.partial(plain_step, **bound),
-        "guided": functools.partial(
-            guided_step,
-            config=guidance_config(phase),
-            mu=lambda step: 3.0,
-            decay=0.95,
-            **bound,
-        ),
+        name: make_step(model, tx, phase, axis_name)
+        for name, phase in (("plain", default.plain_phase()), ("guided", guided))
     }
     size, draw = case["batch"], np.random.default_rng(0)
     batch = {
@@ -138,6 +124,18 @@ def draw(rows, path):
     figure.savefig(path, dpi=80)
 
 
+def table(rows) -> str:
+    lines = []
+    for axis, own in rows.items():
+        for each in own:
+            plain, guided = 1e3 * each["plain"], 1e3 * each["guided"]
+            value = str(each["elements" if axis == "filters" else axis])
+            times = (f"{ms:.0f}" for ms in (plain, guided, guided - plain))
+            lines.append((TITLES[axis], value, *times))
+    header = "varied", "value", "plain, CPU ms", "guided, CPU ms", "beyond plain"
+    return markdown(header, lines)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="benchmarks", help="folder of the results")
@@ -165,16 +163,7 @@ def main(argv=None):
     out = pathlib.Path(args.out)
     (out / "growth.json").write_text(json.dumps(rows, indent=1) + "\n")
     draw(rows, out / "growth.png")
-    print("| varied | value | plain, CPU ms | guided, CPU ms | beyond plain |")
-    print("|---|---|---|---|---|")
-    for axis, own in rows.items():
-        for each in own:
-            plain, guided = 1e3 * each["plain"], 1e3 * each["guided"]
-            value = each["elements" if axis == "filters" else axis]
-            print(
-                f"| {TITLES[axis]} | {value} | {plain:.0f} | {guided:.0f} "
-                f"| {guided - plain:.0f} |"
-            )
+    print(table(rows))
     return 0
 
 

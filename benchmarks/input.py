@@ -23,6 +23,7 @@ from train.data.batches import iterate, make_train_dataset
 from train.devices import AXIS
 from train.method.build import make_model, make_optimizer, make_schedule, make_step
 from train.method.state import create_state
+from train.show.markdown import markdown
 
 
 class Repeated:
@@ -58,8 +59,8 @@ def photographs(num, height, width):
     return records
 
 
-def input_speed(config, source, seconds, **options):
-    """Images per second that arrive on the device."""
+def make_stream(config, source, **options):
+    """The batches that training takes; options are those of ``iterate``."""
     batches = make_train_dataset(
         source,
         batch_size=config.batch_size,
@@ -67,7 +68,24 @@ def input_speed(config, source, seconds, **options):
         augment=config.augment,
         image_size=config.image_size,
     )
-    stream = iterate(batches, **options)
+    return iterate(batches, **options)
+
+
+def make_training(config, phase, num_classes):
+    """A phase's step over all devices, and the state that it starts from."""
+    model = make_model(config, num_classes, axis_name=AXIS)
+    tx = make_optimizer(config.optimizer, make_schedule(1e-4, 10_000, 0))
+    step = make_step(config, phase, 100, generation=0, model=model, tx=tx)
+    step = devices.over_devices(
+        step, in_axes=(None, 0), out_axes=None, donate_argnums=0
+    )
+    state = create_state(jax.random.key(0), model, tx, config.image_size)
+    return step, devices.replicate(state)
+
+
+def input_speed(config, source, seconds, **options):
+    """Images per second that arrive on the device."""
+    stream = make_stream(config, source, **options)
     try:
         arriving = devices.prefetch(stream, config)
         for _ in range(4):  # workers start, buffers fill
@@ -83,15 +101,7 @@ def input_speed(config, source, seconds, **options):
 
 def step_speed(config, phase, seconds):
     """Images per second that a phase's step takes in on all devices."""
-    model = make_model(config, 10, axis_name=AXIS)
-    tx = make_optimizer(config.optimizer, make_schedule(0.1, 1000, 0))
-    step = make_step(config, phase, 100, generation=0, model=model, tx=tx)
-    step = devices.over_devices(
-        step, in_axes=(None, 0), out_axes=None, donate_argnums=0
-    )
-    state = devices.replicate(
-        create_state(jax.random.key(0), model, tx, config.image_size)
-    )
+    step, state = make_training(config, phase, num_classes=10)
     side, size = config.image_size, config.batch_size
     image = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
     batch = {"image": image, "label": np.arange(size, dtype=np.int32) % 10}
@@ -123,19 +133,16 @@ def measure(name, config, records, cached, seconds, settings) -> dict:
 
 
 def table(rows) -> str:
-    lines = [
-        "| case | input, images/s | step, images/s | input / guided step |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         cells = [
             ", ".join(f"{title}: {speed:.0f}" for title, speed in row[kind].items())
             for kind in ("input", "step")
         ]
-        lines.append(
-            f"| {row['case']} | {cells[0]} | {cells[1]} | {row['input_per_step']:.1f} |"
-        )
-    return "\n".join(lines)
+        lines.append((row["case"], *cells, f"{row['input_per_step']:.1f}"))
+    return markdown(
+        ("case", "input, images/s", "step, images/s", "input / guided step"), lines
+    )
 
 
 def main(argv=None):

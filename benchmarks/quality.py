@@ -40,6 +40,7 @@ from ibsgl_jax import (
 from ibsgl_jax.bottleneck import BottleneckConfig
 from train.data import photos, sources
 from train.data.photo_digits.photo_digits_dataset_builder import PHOTOS
+from train.show.markdown import markdown
 
 # name: (layer, images, side with random weights)
 NETWORKS = {
@@ -358,19 +359,14 @@ def draw(rows, path):
 
 def table(rows):
     columns = "rank_correlation", "deletion", "insertion", "box_share"
-    lines = [
-        "| network | variant | passes | x inference | rank correlation (quartiles) "
-        "| deletion | insertion | box share |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         cells = [f"{row[c]:.3f}" if c in row else "" for c in columns]
         cells[0] += " ({:.3f}-{:.3f})".format(*row["quartiles"])
-        lines.append(
-            f"| {row['network']} | {row['variant']} | {row['passes']} "
-            f"| {row['price']:.1f} | {' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
+        passes, price = str(row["passes"]), f"{row['price']:.1f}"
+        lines.append((row["network"], row["variant"], passes, price, *cells))
+    titles = "rank correlation (quartiles)", "deletion", "insertion", "box share"
+    return markdown(("network", "variant", "passes", "x inference", *titles), lines)
 
 
 def say(line):

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from train.show.markdown import markdown
+
 ROOT = Path(__file__).parents[1]
 FILES = "files.json"  # train.run.checkpoint.FILES; importing it would start jax here
 # Small enough for a start to cost more than the steps, saved often enough for kills to
@@ -333,13 +335,13 @@ def run(num_kills, folder, seed=0, *, quick=False) -> list[dict]:
 
 
 def table(rows) -> str:
-    lines = ["| fault | times | lost | |", "|---|---|---|---|"]
+    lines = []
     for row in rows:
         rest = {k: v for k, v in row.items() if k not in ("fault", "times", "lost")}
         notes = ", ".join(f"{k.replace('_', ' ')}: {v}" for k, v in rest.items())
-        lost = row["lost"] or "nothing"
-        lines.append(f"| {row['fault']} | {row['times']} | {lost} | {notes} |")
-    return "\n".join(lines)
+        lost = str(row["lost"] or "nothing")
+        lines.append((row["fault"], str(row["times"]), lost, notes))
+    return markdown(("fault", "times", "lost", ""), lines)
 
 
 def _tell(text):

@@ -4,10 +4,10 @@ For each network the plain step and its rivals take turns in one process, so tha
 change of the machine's speed meets all of them; printed are the median, the ratio to
 the plain step turn by turn (median and quartiles), the compile time, and the peak
 memory that the compiler plans for. "guided_N" has N bottleneck steps at the last layer,
-"inner_N" N of them at a finer one. With "_every_4" a round is four steps, one of them
-guided, and its time that of one in the mean. "floor_N" is the plain step and, for a
-head that is not linear, what N bottleneck steps cannot do without. Random weights and
-images: the work is the same.
+"inner_N" N of them at a finer one, where "hirescam_squared" is the teacher that needs
+one pass. With "_every_4" a round is four steps, one of them guided, and its time that
+of one in the mean. "floor_N" is the plain step and, for a head that is not linear, what
+N bottleneck steps cannot do without. Random weights and images: the work is the same.
 """
 
 import argparse
@@ -25,11 +25,10 @@ from benchmarks.floor import make_floor
 from configs import default
 from configs.baselines import icasc, saliency_guided
 from ibsgl_jax import models
-from train.method import rivals
-from train.method.build import guidance_config, make_optimizer
-from train.method.guided import guided_step
+from train.method.build import make_optimizer, make_penalty
 from train.method.state import create_state
-from train.method.step import plain_step
+from train.method.step import train_step
+from train.show.markdown import markdown
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, a layer of
 # twice the last one's resolution)
@@ -45,45 +44,42 @@ NUM_STEPS = (10, 20)
 EVERY = 4
 
 
-def make_steps(model, tx, num_steps=NUM_STEPS, inner_layer=None):
-    """dict name -> step function of (state, batch); "plain" first."""
-    bound = dict(
+def make_phases(inner_layer=None) -> dict:
+    """dict name -> phase of a configuration; "plain" first."""
+    made = {"plain": default.plain_phase()}
+    guided = functools.partial(default.guided_phase, release=0.0)
+    for n in NUM_STEPS:
+        made[f"guided_{n}"] = guided(every=1)
+        made[f"guided_{n}"].bottleneck.num_steps = n
+    made[f"guided_{n}_every_{EVERY}"] = guided(every=EVERY)
+    if inner_layer:
+        made[f"inner_{n}_every_{EVERY}"] = guided(
+            every=EVERY, teacher_layer=inner_layer
+        )
+        for every in (1, EVERY):
+            ending = "" if every == 1 else f"_every_{every}"
+            made["hirescam_squared" + ending] = guided(
+                every=every,
+                teacher="hirescam",
+                teacher_power=2.0,
+                teacher_layer=inner_layer,
+            )
+    made["saliency_guided"] = saliency_guided.phase()
+    made["icasc"] = icasc.phase()
+    return made
+
+
+def make_step(model, tx, phase, axis_name=None):
+    """The step of a phase, a function of (state, batch); on one device without axis."""
+    return functools.partial(
+        train_step,
+        penalty_fn=make_penalty(default.get_config(), phase, 1, model, axis_name),
         model=model,
         tx=tx,
         base_key=jax.random.key(0),
         image_stats={"mean": (0.5,) * 3, "std": (0.25,) * 3},
+        axis_name=axis_name,
     )
-    made = {"plain": functools.partial(plain_step, **bound)}
-
-    def add(name, n, **options):
-        phase = default.guided_phase()
-        phase.bottleneck.num_steps = n
-        made[name] = functools.partial(
-            guided_step,
-            config=guidance_config(phase),
-            mu=lambda step: 3.0,
-            decay=0.95,
-            **options,
-            **bound,
-        )
-
-    for n in num_steps:
-        add(f"guided_{n}", n)
-    sometimes = dict(when=lambda step: step % EVERY == 0)
-    add(f"guided_{n}_every_{EVERY}", n, **sometimes)
-    if inner_layer:
-        add(f"inner_{n}_every_{EVERY}", n, teacher_layer=inner_layer, **sometimes)
-    made["saliency_guided"] = functools.partial(
-        rivals.saliency_guided_step,
-        **_options(saliency_guided.phase(), "mask_fraction", "weight"),
-        **bound,
-    )
-    made["icasc"] = functools.partial(
-        rivals.icasc_step,
-        **_options(icasc.phase(), "weight", "omega", "threshold"),
-        **bound,
-    )
-    return made
 
 
 def _rounds(step, state, batch, count: int):
@@ -97,10 +93,6 @@ def _rounds(step, state, batch, count: int):
         return (time.perf_counter() - begin) / count
 
     return go
-
-
-def _options(phase, *names):
-    return {name: phase[name] for name in names}
 
 
 def measure(network, *, dtype, num_rounds, variants=None):
@@ -119,14 +111,14 @@ def measure(network, *, dtype, num_rounds, variants=None):
     }
     plain_state = create_state(jax.random.key(0), model, tx, side)
     compiled, run, rows = {}, {}, []
-    made = make_steps(model, tx, inner_layer=inner_layer)
-    for variant, step in made.items():
+    for variant, phase in make_phases(inner_layer).items():
         if variants and variant not in ("plain", *variants):
             continue
-        state = plain_state
-        if variant.startswith("inner"):
-            state = create_state(jax.random.key(0), model, tx, side, layer=inner_layer)
+        layer, state = phase.get("teacher_layer", ""), plain_state
+        if layer:
+            state = create_state(jax.random.key(0), model, tx, side, layer=layer)
         begin = time.perf_counter()
+        step = make_step(model, tx, phase)
         compiled[variant] = jax.jit(step).lower(state, batch).compile()
         seconds = time.perf_counter() - begin
         count = EVERY if variant.endswith(f"every_{EVERY}") else 1
@@ -174,6 +166,25 @@ def measure(network, *, dtype, num_rounds, variants=None):
     return rows
 
 
+def table(rows) -> str:
+    lines = []
+    for row in rows:
+        costs = "", ""
+        if "compile_ratio" in row:
+            costs = f"{row['compile_ratio']:.1f} x", f"{row['memory_ratio']:.2f} x"
+        lines.append(
+            (
+                f"{row['network']}, {row['batch_size']}",
+                row["variant"],
+                f"{1e3 * row['seconds']:.0f}",
+                "{:.2f} ({:.2f}-{:.2f})".format(row["ratio"], *row["ratio_quartiles"]),
+                *costs,
+            )
+        )
+    header = "network", "step", "ms", "ratio (quartiles)", "compile", "memory"
+    return markdown(header, lines)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
@@ -197,19 +208,7 @@ def main(argv=None):
         print(json.dumps({"jax": jax.__version__, "device": device, "rows": rows}))
         return 0
     print(f"jax {jax.__version__}, {device}")
-    print("| network | step | ms | ratio (quartiles) | compile | memory |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        print(
-            f"| {row['network']}, {row['batch_size']} | {row['variant']} "
-            f"| {1e3 * row['seconds']:.0f} | {row['ratio']:.2f} ({low:.2f}-{high:.2f}) "
-            + (
-                f"| {row['compile_ratio']:.1f} x | {row['memory_ratio']:.2f} x |"
-                if "compile_ratio" in row
-                else "| | |"
-            )
-        )
+    print(table(rows))
     return 0
 
 

@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     config.num_workers = 0  # processes instead of threads
 
     # Model
-    config.model = "small_resnet"
+    config.model = "small_resnet"  # or "package.module:Class": docs/extending.md
     config.model_options = ConfigDict()
     config.dtype = "float32"  # or "bfloat16", of the backbone; the rest is float32
     config.pretrained = ""  # file of weights for init="pretrained"

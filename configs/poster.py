@@ -5,8 +5,8 @@
 Line by line: L^c and L^p elementwise (3); L^ib by IBA as published, 10 steps and 10
 samples (4); CE + beta SS where the prediction is right, CE elsewhere (5 to 9), SS as
 printed with the soft mask of its ancestor; A' one plain gradient step on the batch mean
-(10); task + mu KL(A || A') (11). What the paper leaves open: beta and the kinds of CE and
-KL are as in the quickstart, mu is 10, in every step. The plain step moves A by some
+(10); task + mu KL(A || A') (11). What the paper leaves open: beta and the kinds of CE
+and KL are as in the quickstart, mu is 10, in every step. The plain step moves A by some
 3e-5 of its norm.
 """
 

@@ -7,27 +7,41 @@ splits any model at a layer, ``models`` and ``pretrained`` have some of their ow
 ``metrics`` and ``perturbation`` judge explanations.
 """
 
-from ibsgl_jax import (
-    attribution,
-    bottleneck,
-    feature_stats,
-    guidance,
-    losses,
-    metrics,
-    models,
-    perturbation,
-    pretrained,
-    saliency,
-    tapping,
-)
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ibsgl_jax import (
+        attribution,
+        bottleneck,
+        convolutions,
+        errors,
+        export,
+        feature_stats,
+        guidance,
+        images,
+        losses,
+        metrics,
+        models,
+        perturbation,
+        pretrained,
+        saliency,
+        tapping,
+        torch_files,
+        trained,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "attribution",
     "bottleneck",
+    "convolutions",
+    "errors",
+    "export",
     "feature_stats",
     "guidance",
+    "images",
     "losses",
     "metrics",
     "models",
@@ -35,4 +49,17 @@ __all__ = [
     "pretrained",
     "saliency",
     "tapping",
+    "torch_files",
+    "trained",
 ]
+
+
+def __getattr__(name: str):
+    """A module is imported when it is first used: a command answers before jax does."""
+    if name in __all__:
+        return importlib.import_module(f"ibsgl_jax.{name}")
+    raise AttributeError(f"module 'ibsgl_jax' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

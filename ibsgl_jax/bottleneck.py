@@ -20,13 +20,22 @@ import optax
 from ibsgl_jax import keys, saliency
 from ibsgl_jax.adam import make_adam
 from ibsgl_jax.blur import make_blur
-from ibsgl_jax.bottleneck_config import FAST as FAST
-from ibsgl_jax.bottleneck_config import MAX_FEATURE, BottleneckConfig
-from ibsgl_jax.bottleneck_config import MIN_STD as MIN_STD
+from ibsgl_jax.bottleneck_config import FAST, MAX_FEATURE, MIN_STD, BottleneckConfig
 from ibsgl_jax.convolutions import in_fast_order
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.saliency import HeadFn
+
+__all__ = [
+    "FAST",
+    "MIN_STD",
+    "Attribution",
+    "BottleneckConfig",
+    "attribute",
+    "capacity",
+    "make_blur",
+    "noise_share",
+]
 
 # The smallest share of noise: its log is finite, and so is its reciprocal times beta.
 MIN_REST = 1e-30
@@ -350,7 +359,8 @@ def _pooled_value_and_grad(
     """
     height, width, _, num_channels = features.shape
     cells = height * width
-    kernel, bias = head_fn.kernel, head_fn.bias
+    kernel = head_fn.kernel.astype(jnp.float32)
+    bias = head_fn.bias.astype(jnp.float32)
     # Inactive elements are zero in the mixture: no mean, no noise, no offset.
     mean = jnp.mean(jnp.where(moments.active, moments.mean, 0.0), axis=(0, 1))
     offset = jnp.where(moments.active, features - moments.mean, 0.0)

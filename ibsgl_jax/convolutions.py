@@ -126,7 +126,7 @@ def depthwise(images, kernel, strides, padding, **options) -> jax.Array:
                     )
                 ]
                 tap = image[i : ends[0] : strides[0], j : ends[1] : strides[1]]
-                total += tap * kernel[i, j, 0].astype(jnp.float32)
+                total += tap * kernel[i : i + 1, j : j + 1, 0].astype(jnp.float32)
             return total.astype(images.dtype)
 
         return jax.lax.map(add, images)

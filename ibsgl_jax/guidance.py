@@ -1,7 +1,7 @@
 """Saliency guided localization: from features A to the features A' they should become.
 
 Algorithm 1 of "Improving Interpretability by Information Bottleneck Saliency Guided
-Localization" (BMVC 2022; "the source"), lines 3 to 10. Everything here lives behind the
+Localization" (BMVC 2022; "the paper"), lines 3 to 10. Everything here lives behind the
 backbone, on A, so a training step needs no further pass through it: compute A once,
 ``guide`` it, and add ``mu * losses.feature_kl(A, A')`` to the task loss. Imports jax,
 chex and this library only; does no I/O.
@@ -34,7 +34,7 @@ MIN_GRADIENT = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceConfig:
-    """Options of the guidance; the defaults are ours, ``literal()`` the source's.
+    """Options of the guidance; the defaults are ours, ``literal()`` the paper's.
 
     Attributes:
       bottleneck: options of the teacher map L^ib. By default 20 steps, because at the
@@ -46,11 +46,11 @@ class GuidanceConfig:
       suppression: what keeps L^p away from L^c: "runner_up_excess" (default; through
         L^p only), "runner_up_cosine" (through L^p only, whatever its mass), "overlap"
         (the printed formula without a mask), "masked_overlap" (with
-        ``losses.soft_mask`` of L^c, the source's ancestor), "background_overlap" (with
+        ``losses.soft_mask`` of L^c, the paper's ancestor), "background_overlap" (with
         the complement of L^ib as the mask).
-      suppression_weight: the source's beta, >= 0; 0 switches suppression off.
+      suppression_weight: the paper's beta, >= 0; 0 switches suppression off.
       gate: where suppression applies: "correct" (the prediction is right; our reading
-        of the source's "c = p", which cannot hold literally) or "always".
+        of the paper's "c = p", which cannot hold literally) or "always".
       step: "relative" moves each example by ``step_size`` times the norm of its A
         (less what ``rectify_features`` clips away: on real images .06 to .08 of .1);
         "plain" is gradient descent with learning rate ``step_size`` on the batch mean,
@@ -97,7 +97,7 @@ class GuidanceConfig:
 
 
 def literal() -> GuidanceConfig:
-    """The source's recipe as printed, with IBA's published bottleneck options."""
+    """The paper's recipe as printed, with IBA's published bottleneck options."""
     return GuidanceConfig(
         bottleneck=BottleneckConfig(),
         suppression="masked_overlap",

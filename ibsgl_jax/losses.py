@@ -5,7 +5,7 @@ Maps are non-negative [N, H, W]; features are non-negative [N, H, W, K] (after a
 Everything is computed in float32, is finite for all-zero maps, and has a finite
 gradient there. Imports jax, jax.numpy, chex and ``saliency`` only; does no I/O.
 
-"The source" below is "Improving Interpretability by Information Bottleneck Saliency
+"The paper" below is "Improving Interpretability by Information Bottleneck Saliency
 Guided Localization", BMVC 2022.
 """
 
@@ -47,7 +47,7 @@ def saliency_cross_entropy(
     Raises:
       ValueError: unknown kind, floor not positive.
 
-    Reference: L_CE of the source, Algorithm 1, lines 6 and 8. The source does not say
+    Reference: L_CE of the paper, Algorithm 1, lines 6 and 8. The paper does not say
     how a map becomes a distribution; both readings are ours.
     """
     if kind not in CROSS_ENTROPIES:
@@ -77,8 +77,8 @@ def saliency_suppression(
       float32 [N] in [0, 1/2]: 0 for disjoint maps, 1/2 for equal ones (without mask);
       0 with zero gradient where both maps are all zero.
 
-    Reference: L_SS of the source. Its ancestor (Wang et al., "Sharpen Focus", ICCV
-    2019, attention separation) has a factor 2 that the source does not print.
+    Reference: L_SS of the paper. Its ancestor (Wang et al., "Sharpen Focus", ICCV
+    2019, attention separation) has a factor 2 that the paper does not print.
     """
     saliency_c, saliency_p = _rescaled(*_maps(saliency_c, saliency_p))
     shared = jnp.minimum(saliency_c, saliency_p)
@@ -108,7 +108,7 @@ def runner_up_excess(
     Returns:
       float32 [N] in [0, 1]; 0 with zero gradient where both maps are all zero.
 
-    Reference: ours; stands in for L_SS of the source by default, because the printed
+    Reference: ours; stands in for L_SS of the paper by default, because the printed
     formula with a mask that selects the object wears the object's own saliency down.
     """
     if fraction < 0:
@@ -159,7 +159,7 @@ def soft_mask(
     Returns:
       float32 [N, H, W] in [0, 1]; differentiable, the maximum being a constant.
 
-    Reference: Mask_r of the source, after Wang et al. 2019, equation 4. Their code
+    Reference: Mask_r of the paper, after Wang et al. 2019, equation 4. Their code
     takes the maximum over the whole batch, so that one image's mask depends on its
     neighbours; here it is each map's own.
     """
@@ -195,7 +195,7 @@ def feature_kl(
       of ``p log(p / q)`` drowns a small divergence in rounding. Where A is all zero
       the floor is 1: A counts as uniform and the divergence stays finite.
 
-    Reference: D_KL(A^k || A^k') of the source, Algorithm 1, line 11. The source does
+    Reference: D_KL(A^k || A^k') of the paper, Algorithm 1, line 11. The paper does
     not say how features become distributions; both readings are ours.
     """
     if over not in KL_EXTENTS:

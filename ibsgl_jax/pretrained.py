@@ -119,12 +119,14 @@ class Preprocessing(NamedTuple):
         `size` x `size` crop.
       mean, std: per channel, for pixel values in [0, 1]: the input is
         (pixel - mean) / std.
+      fit: "crop", as above, or "squash": the whole image is brought to `size` x `size`.
     """
 
     size: int
     resize: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: str = "crop"
 
 
 _IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -47,7 +47,7 @@ def class_saliency(
       ValueError: unknown weighting.
 
     Reference: Algorithm 1, line 3, of "Improving Interpretability by Information
-    Bottleneck Saliency Guided Localization", BMVC 2022. The source prints the
+    Bottleneck Saliency Guided Localization", BMVC 2022. The paper prints the
     elementwise product; we offer Grad-CAM's average beside it.
     """
     chex.assert_rank(classes, 1)
@@ -173,7 +173,7 @@ def runner_up(logits: chex.Array, labels: chex.Array) -> chex.Array:
     Returns:
       int32 [N]; the lowest index wins a tie.
 
-    Reference: the source's "non-ground truth class with the highest classification
+    Reference: the paper's "non-ground truth class with the highest classification
     probability" (class p).
     """
     chex.assert_rank([logits, labels], [2, 1])

@@ -1,8 +1,9 @@
 """One trained model in one file: weights, what it is, and how its images were made.
 
 ``python -m train`` leaves one such file per phase; ``ibsgl explain --checkpoint`` reads
-it. An ``.npz`` of plain arrays and a JSON text, so that nothing in it is executed. Does
-I/O; beyond jax, flax and numpy it imports nothing.
+it. An ``.npz`` of plain arrays and a JSON text, so that nothing in it is executed; of a
+model of your own it holds the name, "package.module:Class", and reading it imports that
+module. Does I/O; beyond jax, flax and numpy it imports nothing.
 """
 
 import json
@@ -18,6 +19,7 @@ from flax import traverse_util
 
 from ibsgl_jax import models
 from ibsgl_jax.feature_stats import FeatureStats
+from ibsgl_jax.images import FITS
 from ibsgl_jax.pretrained import Preprocessing
 
 FORMAT = "ibsgl_jax model 1"
@@ -55,7 +57,7 @@ def save(
     class_names=None,
     stats: FeatureStats | None = None,
 ):
-    """Write a model of ``models.MODELS`` with its variables to an ``.npz`` file.
+    """Write a model that ``models.create`` makes, with its variables, to a file.
 
     Args:
       path: ends in .npz; its folder is made if absent.
@@ -225,7 +227,8 @@ def _preprocessing(fields: Mapping) -> Preprocessing:
         value = getattr(found, name)
         if len(value) != 3 or not all(math.isfinite(x) for x in value):
             raise ValueError(f"preprocessing: {name} {value!r}")
-    if found.resize < found.size or min(found.std) <= 0:
+    wrong = found.resize < found.size or found.fit not in FITS
+    if wrong or min(found.std) <= 0:
         raise ValueError(f"preprocessing: {found}")
     return found
 

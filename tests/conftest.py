@@ -1,13 +1,33 @@
-"""Eight CPU devices for every test; must run before the first import of jax."""
+"""Eight CPU devices for every test; must run before the first import of jax.
+
+No test relies on implicit promotion of ranks or dtypes, nor does what it tests. The
+environment's variables reach the child processes of tests as well.
+"""
 
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+
+# A shell's job in the background ignores Ctrl-C, and so would every child of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def explicit_promotion():
+    """The flags have arrived: nothing had imported jax before."""
+    import jax
+
+    assert jax.config.jax_numpy_rank_promotion == "raise"
+    assert jax.config.jax_numpy_dtype_promotion == "strict"
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ asks that there are none. As a command it prints the counts.
 import ast
 import functools
 import pathlib
+import re
 import sys
 from typing import NamedTuple
 
@@ -254,6 +255,35 @@ def mocks(tree: Tree) -> list[str]:
     ]
 
 
+def tables_elsewhere(tree: Tree) -> list[str]:
+    """Files other than train/show/markdown.py that rule a table in Markdown."""
+    return [
+        path
+        for path, parsed in tree.parsed.items()
+        if path != "train/show/markdown.py"
+        and any(
+            isinstance(node, ast.Constant) and re.search(r"\| ?---", str(node.value))
+            for node in ast.walk(parsed)
+        )
+    ]
+
+
+def platforms_asked(tree: Tree) -> list[str]:
+    """Files of the library that ask the process for its platform or its devices."""
+    asking = {"default_backend", "devices", "local_devices", "device_count"}
+    return [
+        path
+        for path, parsed in tree.parsed.items()
+        if path.startswith("ibsgl_jax/")
+        and any(
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and (node.value.id, node.attr) in {("jax", name) for name in asking}
+            for node in ast.walk(parsed)
+        )
+    ]
+
+
 def counts(tree: Tree) -> dict:
     """What the command prints."""
     sizes = {path: len(text.splitlines()) for path, text in tree.texts.items()}
@@ -272,6 +302,10 @@ def counts(tree: Tree) -> dict:
         "circles": len(circles(tree)),
         "files with pmap beside train/devices.py": len(pmap_elsewhere(tree)),
         "files with unittest.mock": len(mocks(tree)),
+        "files that write tables beside train/show/markdown.py": len(
+            tables_elsewhere(tree)
+        ),
+        "files of the library that ask for the platform": len(platforms_asked(tree)),
     }
 
 

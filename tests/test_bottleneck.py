@@ -378,7 +378,7 @@ class TestPooledShortcut:
 
         def first_two_moments(logits, labels):
             # In place of the cross-entropy: its mean over samples is the result.
-            centred = logits - jnp.asarray(mean, jnp.float32)
+            centred = logits - jnp.asarray(mean, jnp.float32)[None, None]
             products = centred[..., :, None] * centred[..., None, :]
             products = products.reshape(*logits.shape[:-1], num_classes**2)
             return jnp.concatenate([centred, products], axis=-1)
@@ -394,7 +394,8 @@ class TestPooledShortcut:
             arguments = loop_arguments(features, labels, moments)
             evaluate = jax.jit(make(head, *arguments, blur, config))
             noise = jax.random.normal(key, (config.num_samples, 1, *shape))
-            both = np.asarray(evaluate(cells_first(alpha), noise)[0])[0]
+            with jax.numpy_rank_promotion("allow"):  # the moments have an axis more
+                both = np.asarray(evaluate(cells_first(alpha), noise)[0])[0]
             shift, spread = both[:num_classes], both[num_classes:]
             spread = spread.reshape(num_classes, num_classes)
             variance = np.diag(covariance)
@@ -802,7 +803,7 @@ class TestCapacity:
 
     def test_never_negative(self):
         rest = jnp.linspace(1e-3, 1.0, 1000)[:, None]
-        nats = bottleneck.capacity(rest, jnp.array([0.0, 1e-6, 1.0]))
+        nats = bottleneck.capacity(rest, jnp.array([[0.0, 1e-6, 1.0]]))
         assert nats.min() > -2e-7
 
     def test_finite_value_and_gradient_at_any_alpha(self):

@@ -71,7 +71,8 @@ def trained():
                 logits, labels
             ).mean()
 
-        updates, state = tx.update(jax.grad(loss)(params), state)
+        with jax.numpy_dtype_promotion("standard"):  # optax's own
+            updates, state = tx.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)

@@ -5,7 +5,6 @@ import pytest
 
 from configs import default, photos
 from tests import pictures
-from train.errors import ConfigError
 from train.run import choose
 
 
@@ -46,9 +45,15 @@ class TestComplete:
         config.data = str(pictures.fill(tmp_path / "photos"))
         assert choose.complete(config, tmp_path)[0].image_size == 96
 
-    def test_without_data(self, tmp_path):
-        with pytest.raises(ConfigError, match="no data"):
-            choose.complete(photos.get_config(), tmp_path)
+    @pytest.mark.parametrize("data", ["", "gone", "~nobody-of-this-name", "\0"])
+    def test_without_data_the_fields_are_no_faults(self, data, tmp_path):
+        config = photos.get_config()
+        config.data, config.batch_size = data, -1
+        done, chosen = choose.complete(config, tmp_path)
+        assert done.batch_size == -1 and done.image_size >= 96
+        assert min(chosen.values()) > 0
+        examples = iter([])  # no length
+        assert choose.complete(config, tmp_path, examples=examples)[0].image_size > 0
 
 
 class TestRules:

@@ -1,12 +1,9 @@
 """How a command ends: what its user did, what its user may mend, what is our fault."""
 
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
-from pathlib import Path
 
 import pytest
 
@@ -90,22 +87,3 @@ class TestRun:
 @pytest.mark.parametrize("kind", KINDS)
 def test_callers_may_catch_value_errors(kind):
     assert issubclass(kind, errors.UserError) and issubclass(kind, ValueError)
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("module", ["train", "train.evaluate"])
-def test_ctrl_c_while_it_is_imported_is_one_line(module):
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    maps = Path(f"/proc/{process.pid}/maps")
-    while process.poll() is None and "jaxlib" not in maps.read_text():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    told = process.stderr.read()
-    process.stderr.close()
-    assert process.wait() == 130
-    assert told == "stopped; the same command goes on\n"

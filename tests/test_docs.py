@@ -4,8 +4,10 @@ import ast
 import contextlib
 import functools
 import importlib.util
+import inspect
 import io
 import json
+import pkgutil
 import re
 import runpy
 import shlex
@@ -19,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ibsgl_jax
 from ibsgl_jax import feature_stats
 from ibsgl_jax.app import trainer
+from train.run import loop
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -32,6 +36,16 @@ PAGES = [
 ]
 NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 MAX_README_LINES = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion_as_users_have_it():
+    """Snippets and notebooks run without conftest's flags: a newcomer has set none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_NUMPY_RANK_PROMOTION")  # for the notebooks' kernels
+        patch.delenv("JAX_NUMPY_DTYPE_PROMOTION")
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            yield
 
 
 def name(path):
@@ -79,15 +93,37 @@ def own_loop(compile_cache):
     return gradient_fn
 
 
+@pytest.fixture
+def small_runs(monkeypatch):
+    """A snippet that trains does so with a network of seconds, for one phase."""
+    train = loop.train_and_evaluate
+
+    def train_small(config, workdir, **options):
+        config.model = "small_resnet"
+        config.model_options.update(stage_sizes=(1,), stage_strides=(2,), num_filters=4)
+        config.phases, config.picture_phases = ("plain",), ()
+        config.plain.init, config.plain.num_epochs = "random", 1.0
+        return train(config, workdir, **options)
+
+    monkeypatch.setattr(loop, "train_and_evaluate", train_small)
+
+
 # LLVM's slower passes would only take longer.
-@pytest.mark.usefixtures("compile_cache")
+@pytest.mark.usefixtures("compile_cache", "small_runs")
 class TestSnippets:
     @pytest.mark.parametrize("source", [s for page in PAGES for s in snippets(page)])
     def test_runs(self, source, request, tmp_path, monkeypatch):
         if "elpv_dataset" in source:  # 91 MB of photographs that no extra asks for
             pytest.importorskip("elpv_dataset")
-            monkeypatch.chdir(tmp_path)
+        monkeypatch.chdir(tmp_path)
         exec(compile(source, request.node.callspec.id, "exec"), {})
+
+    @pytest.mark.parametrize("page", PAGES, ids=name)
+    def test_none_is_hidden(self, page):
+        """What is only indented does not run here: nothing but an API page's import."""
+        rest = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        hidden = re.findall(r"^ {4}(?:import|from) .*$", rest, flags=re.M)
+        assert len(hidden) == (page.parent.name == "api")
 
     def test_own_loop_gives_finite_gradients(self, own_loop):
         gradient, stats = own_loop(100, only_right=False)
@@ -150,6 +186,41 @@ class TestReadme:
     def test_your_own_photos_are_the_first_link(self):
         links = re.findall(r"\]\(([^)]+)\)", PAGES[0].read_text())
         assert links[0] == "docs/photos.md"
+
+
+API = ROOT / "docs" / "api"
+MODULES = {module.name for module in pkgutil.iter_modules(ibsgl_jax.__path__)}
+
+
+class TestApi:
+    def test_every_public_module_has_a_page(self):
+        pages = {path.stem for path in API.glob("*.md")} - {"index"}
+        assert pages == set(ibsgl_jax.__all__)
+
+    @pytest.mark.parametrize("module", ibsgl_jax.__all__)
+    def test_the_page_shows_it(self, module):
+        text = (API / f"{module}.md").read_text()
+        assert f"\n::: ibsgl_jax.{module}\n" in text
+        assert f"from ibsgl_jax import {module}\n" in text
+        assert f"[`ibsgl_jax.{module}`]({module}.md)" in (API / "index.md").read_text()
+
+    @pytest.mark.parametrize(
+        "module", sorted(MODULES - {*ibsgl_jax.__all__, "__main__"})
+    )
+    def test_any_other_is_said_to_be_none(self, module):
+        assert f"`{module}`" in (API / "index.md").read_text()
+
+
+def public_names(module):
+    """The functions and classes that a module offers."""
+    module = importlib.import_module(f"ibsgl_jax.{module}")
+    for name in getattr(module, "__all__", vars(module)):
+        member = getattr(module, name)
+        is_own = getattr(member, "__module__", None) == module.__name__
+        if name.startswith("_") or not (hasattr(module, "__all__") or is_own):
+            continue
+        if inspect.isfunction(member) or inspect.isclass(member):
+            yield name
 
 
 def documents():
@@ -331,6 +402,26 @@ class TestNotebooks:
         shape = run_notebook("explain_a_folder.ipynb", "list(maps['ib'].shape)")
         assert shape == [4, 224, 224]
 
+    def test_photos_in_a_notebook(self):
+        notebook = execute_notebook(
+            "photos_in_a_notebook.ipynb",
+            "[table['accuracy'].to_dict(), sorted(set(frame['phase'])), "
+            "[[float(m.max()), list(m.shape)] for m in maps.values()], "
+            "[name for name in config.trackers]]",
+        )
+        value = json.loads(notebook.cells[-1].outputs[-1]["text"])
+        accuracy, phases, maps, trackers = value
+        assert set(accuracy) == {"plain", "guided"}
+        assert min(accuracy.values()) > 0.7  # of two kinds, on 32 pictures
+        assert phases == ["guided", "plain"]
+        for most, shape in maps:
+            assert most > 0 and shape == [1, 64, 64]
+        there = (n for n in ("wandb", "mlflow") if importlib.util.find_spec(n))
+        assert trackers == list(there)
+        outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+        # The curve, the run's picture, and the explained photo are all seen.
+        assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
+
     def test_one_loss_in_your_loop(self):
         results = run_notebook(
             "one_loss_in_your_loop.ipynb",
@@ -353,6 +444,11 @@ class TestNotebooks:
 
 def run_notebook(file, expression):
     """Runs a notebook in a kernel of this environment; the value of an expression."""
+    return json.loads(execute_notebook(file, expression).cells[-1].outputs[-1]["text"])
+
+
+def execute_notebook(file, expression):
+    """A notebook with its outputs, and a last cell that prints an expression."""
     nbclient = pytest.importorskip("nbclient")
     import nbformat
 
@@ -366,7 +462,7 @@ def run_notebook(file, expression):
         kernel_name="python3",
         resources={"metadata": {"path": str(ROOT)}},
     ).execute()
-    return json.loads(notebook.cells[-1].outputs[-1]["text"])
+    return notebook
 
 
 class TestSite:
@@ -385,4 +481,7 @@ class TestSite:
             html = (tmp_path / place).with_suffix(".html").read_text()
             for picture in re.findall(r'<img alt="[^"]*" src="([^"]*)"', html):
                 assert (tmp_path / place).parent.joinpath(picture).is_file()
-        assert "target_features" in (tmp_path / "api" / "guidance.html").read_text()
+        for module in ibsgl_jax.__all__:
+            html = (tmp_path / "api" / f"{module}.html").read_text()
+            for shown in public_names(module):
+                assert f'id="ibsgl_jax.{module}.{shown}"' in html

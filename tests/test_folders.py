@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import SIZE, fill, map_all, names_of, save, write_csv
+from tests.pictures import SIZE, draw, fill, map_all, names_of, save, write_csv
 from train.data import folders, labels_csv
 from train.errors import DatasetError
 
@@ -140,6 +140,32 @@ class TestLayouts:
         assert len(data.rows) == 24
         assert "left out, as outside class folders (1): loose.png" in data.warnings
         assert "left out, as no pictures (1): notes.txt" in data.warnings
+
+    def test_folders_inside_class_folders_are_told(self, tmp_path, open_):
+        """They might have been meant as the classes."""
+        fill(tmp_path / "photos" / "2023")
+        fill(tmp_path / "photos" / "2024", first=1000)
+        data = open_(tmp_path / "photos")
+        assert data.class_names == ("2023", "2024")
+        assert data.warnings == (
+            "folders inside a class folder belong to its class: 2023/ (cat, dog), "
+            "2024/ (cat, dog)",
+        )
+        for i, split in enumerate(("train", "val", "test")):
+            fill(tmp_path / "split" / split, classes=("a", "b/c"), first=1000 * i)
+        (line,) = open_(tmp_path / "split").warnings
+        assert line.endswith("test/b/ (c), train/b/ (c), val/b/ (c)")
+
+    def test_pictures_that_look_wrong_are_told(self, tmp_path, open_):
+        """Twelve bits in sixteen are black to whoever does not know it."""
+        folder = fill(tmp_path / "photos")
+        for i in range(2):
+            values = np.asarray(draw(900 + i, mode="L")).astype(np.uint16) * 16
+            Image.fromarray(values).save(folder / "cat" / f"deep{i}.png")
+        for _ in range(2):  # read, and from the cache
+            (line,) = open_(folder).warnings
+            assert line.startswith("2 pictures may have been read wrongly; the first, ")
+            assert "deep0.png: 16 bits, but its largest value is" in line
 
     def test_a_class_name_that_is_no_text(self, tmp_path, refused):
         folder = fill(tmp_path / "photos", classes=("a", "b\x1b[31m"))

@@ -1,12 +1,13 @@
 """Examples given from Python: sequences of dicts and Hugging Face data sets."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.pictures import SIZE, draw, map_all, save
+from tests.pictures import SIZE, draw, fill, map_all, save
 from train.data import given
 from train.errors import DatasetError
 
@@ -97,6 +98,13 @@ class TestGiven:
             difference = np.asarray(image, float) - np.asarray(wanted.convert("RGB"))
             assert np.abs(difference).max() <= 1, kind
 
+    def test_pictures_that_look_wrong_are_told(self):
+        rows = self.rows()
+        dark = np.asarray(draw(77, mode="L")).astype(np.uint16)
+        rows[3]["image"] = Image.fromarray(dark)
+        (line,) = given.open_examples(rows, image_size=16).warnings
+        assert line.startswith("image: 16 bits, but its largest value is 2")
+
     def test_all_faults_at_once(self):
         rows = self.rows()
         rows[0]["label"] = float("nan")
@@ -134,3 +142,51 @@ class TestGiven:
     def test_single_faults(self, data, message):
         with pytest.raises(DatasetError, match=message):
             given.open_examples(data, image_size=16)
+
+
+class TestDatasetsPackage:
+    """The same by the real package, where it is installed (`pip install datasets`)."""
+
+    @pytest.fixture(autouse=True)
+    def package(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with warnings.catch_warnings():  # of the packages that it imports
+            warnings.simplefilter("ignore")
+            self.datasets = pytest.importorskip("datasets")
+            yield
+
+    def test_a_folder_of_images(self, tmp_path):
+        fill(tmp_path / "photos" / "train", number=12)
+        fill(tmp_path / "photos" / "test", number=3, first=500)
+        loaded = self.datasets.load_dataset(
+            "imagefolder", data_dir=str(tmp_path / "photos")
+        )
+        data = given.open_examples(loaded, image_size=16)
+        assert data.class_names == ("cat", "dog")
+        assert len(data.test) == 6 and len(data.train) + len(data.validation) == 24
+        assert "validation cut out of train" in data.understood
+        expected = np.asarray(draw(0).resize((22, 18), Image.BICUBIC), np.float32)
+        found = [e["image"] for s in data[:2] for e in map_all(s)]
+        assert min(np.abs(image - expected).mean() for image in found) < 3
+
+    def test_columns_of_other_names(self):
+        features = self.datasets.Features(
+            {
+                "picture": self.datasets.Image(),
+                "kind": self.datasets.ClassLabel(names=["sound", "cracked"]),
+                "group": self.datasets.Value("string"),
+            }
+        )
+        rows = {
+            "picture": [draw(i) for i in range(24)],
+            "kind": [i % 2 for i in range(24)],
+            "group": [f"part {i // 4}" for i in range(24)],
+        }
+        made = self.datasets.Dataset.from_dict(rows, features=features)
+        data = given.open_examples(made, image_size=16)
+        assert data.class_names == ("sound", "cracked")
+        of_group = {}
+        for _, _, group, split in data.rows:
+            of_group.setdefault(group, set()).add(split)
+        assert len(of_group) == 6 and all(len(s) == 1 for s in of_group.values())

@@ -14,6 +14,8 @@ RULES = {
     layers.long_files: set(),
     layers.pmap_elsewhere: set(),
     layers.mocks: set(),
+    layers.tables_elsewhere: set(),
+    layers.platforms_asked: set(),
 }
 
 
@@ -105,6 +107,24 @@ FAULTS = {
     layers.mocks: (
         {"train/a.py": "from unittest import mock", "train/b.py": "import json"},
         ["train/a.py"],
+    ),
+    layers.tables_elsewhere: (
+        {
+            "train/show/markdown.py": "rule = '|---|'",
+            "benchmarks/a.py": "print('| a | b |')\nprint('|---|---|')",
+            "train/b.py": "x = f'| --- | {y} |'",
+            "train/c.py": "x = '---'",
+        },
+        ["benchmarks/a.py", "train/b.py"],
+    ),
+    layers.platforms_asked: (
+        {
+            "ibsgl_jax/a.py": "import jax\nx = jax.default_backend()",
+            "ibsgl_jax/models/b.py": "import jax\ndef f():\n    jax.devices()",
+            "ibsgl_jax/c.py": "import jax\njax.lax.platform_dependent(x, cpu=f)",
+            "train/d.py": "import jax\njax.devices()",
+        },
+        ["ibsgl_jax/a.py", "ibsgl_jax/models/b.py"],
     ),
 }
 

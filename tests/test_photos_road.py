@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from configs import photos
-from ibsgl_jax import trained
+from ibsgl_jax import images, trained
+from ibsgl_jax.app import cli
 from tests import pictures, tiny_run
 from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
-from train.run import loop, saved_run
+from train.run import choose, loop, saved_run
 
 pytestmark = pytest.mark.usefixtures("compile_cache")
 PHASES = ("head", "plain", "control", "guided")
@@ -125,6 +126,22 @@ class TestRoad:
         for phase in PHASES:
             model = trained.load(road[1] / "models" / f"{phase}.npz")
             assert model.class_names == ("left", "right")
+            assert model.preprocessing.fit == "squash"
+
+    def test_it_is_explained_as_it_was_trained(self, road, tmp_path):
+        """The whole picture, squashed, without a flag that says so."""
+        photo = str(road[0] / "left" / "0.png")
+        out = tmp_path / "maps"
+        arguments = [photo, f"--checkpoint={road[1]}", "--method=hirescam"]
+        assert cli.main(["explain", *arguments, f"--out={out}"]) == 0
+        told = json.loads((out / "explanation.json").read_text())
+        assert told["fit"] == "squash"
+        image = images.prepare(
+            images.read(photo),
+            trained.load(road[1] / "models/guided.npz").preprocessing,
+            fit="squash",
+        )
+        assert told["photos"][0]["box"] == list(image.box)
 
     def test_sanity_is_in_the_results(self, road):
         results = json.loads((road[1] / "results.json").read_text())
@@ -211,46 +228,6 @@ def test_the_command_refuses_in_one_line(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def few(folder):
-    pictures.fill(folder, number=2)
-
-
-def one_class(folder):
-    pictures.fill(folder, classes=("cat",))
-
-
-def empty(folder):
-    folder.mkdir()
-
-
-def not_there(folder):
-    del folder
-
-
-def missing_file(folder):
-    pictures.fill(folder)
-    pictures.write_csv(folder, ["file", "label"], [["cat/0.png", "a"], ["x.png", "b"]])
-
-
-BAD = {
-    few: "fewer than 3 pictures",
-    one_class: "one class",
-    empty: "the folder is empty",
-    not_there: "no such folder",
-    missing_file: "x.png",
-}
-
-
-@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
-def test_bad_folders_leave_nothing(make, tmp_path):
-    make(tmp_path / "photos")
-    with pytest.raises(DatasetError, match=BAD[make]):
-        loop.train_and_evaluate(
-            make_config(data=str(tmp_path / "photos")), tmp_path / "run"
-        )
-    assert not (tmp_path / "run").exists()
-
-
 WRONG = {
     "no data": ({}, "--config.data="),
     "a folder as dataset": ({"dataset": "."}, "give it as --config.data="),
@@ -275,6 +252,68 @@ def test_wrong_fields_leave_nothing(name, tmp_path):
         loop.train_and_evaluate(config, tmp_path / "run")
     assert told in str(info.value)
     assert not (tmp_path / "run").exists()
+
+
+class TestClasses:
+    """What is said of unequal classes before the first step."""
+
+    @pytest.fixture
+    def told(self, tmp_path, monkeypatch, capsys):
+        pictures.fill(tmp_path / "photos", classes=("rare",), number=6)
+        pictures.fill(tmp_path / "photos", classes=("usual",), number=40, first=500)
+
+        def tell(**changes):
+            config = make_config(data=str(tmp_path / "photos"), **changes)
+            config, _ = choose.complete(config, tmp_path / "run")
+            data = dataset.load_data(config, tmp_path / "run")
+            loop._tell(config, [], data, {})
+            return data, capsys.readouterr().out
+
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        return tell
+
+    def test_it_is_shown(self, told):
+        data, text = told(class_weights=0.0)
+        few, many = (
+            sum(row[1:] == (label, "", "train") for row in data.pictures.rows)
+            for label in ("rare", "usual")
+        )
+        rows = [line.split() for line in text.splitlines()]
+        assert ["rare", str(few)] in [row[:2] for row in rows]
+        assert ["usual", str(many)] in [row[:2] for row in rows]
+        assert (
+            f"note: the classes are unequal: {many} pictures of usual to learn from "
+            f"and {few} of rare; --config.class_weights=1 makes them count alike"
+        ) in text
+
+    def test_it_is_weighted_on_request(self, told):
+        data, text = told(class_weights=1.0)
+        rare, usual = data.pictures.class_weights()
+        assert rare > 4 * usual
+        line = f"weights of the classes in the loss: rare {rare:.2g}, usual {usual:.2g}"
+        assert line in text and "unequal" not in text
+
+
+def test_pictures_that_vanish_in_the_run_are_one_line(tmp_path, monkeypatch):
+    """Those in the cache are not missed; without it the run ends, and can go on."""
+    folder = fill(tmp_path / "squares", number=8)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    config = make_config(phases=("plain",), data=str(folder))
+    config.plain.init = "random"
+    away = tmp_path / "away"
+
+    def tell(*args):  # when all is checked
+        folder.rename(away)
+
+    monkeypatch.setattr(loop, "_tell", tell)
+    outcome = loop.train_and_evaluate(config, tmp_path / "run")
+    assert 0.0 <= outcome["plain"][1]["accuracy"] <= 1.0
+    away.rename(folder)
+    monkeypatch.setattr(loop, "_tell", lambda *args: (tell(), shutil.rmtree(cache)))
+    with pytest.raises(DatasetError, match="no such file; it was there when") as info:
+        loop.train_and_evaluate(config, tmp_path / "other")
+    assert "\n" not in str(info.value)
 
 
 def test_best_needs_something_to_choose_from(tmp_path):

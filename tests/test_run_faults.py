@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny_run
 from train.data.dataset import Data
-from train.errors import ConfigError, DatasetError, FaultsError
+from train.errors import ConfigError, DatasetError, Faults, FaultsError
 from train.run import loop, results
 from train.run.plan import plan_phases
 from train.run.stop import Stop, Stopped, on_signals
@@ -212,3 +212,41 @@ def test_faults_are_told_line_by_line():
     error = FaultsError("folder: 2 faults\n  a: no picture\n  b: one picture")
     assert isinstance(error, DatasetError)
     assert error.lines == ["folder: 2 faults", "  a: no picture", "  b: one picture"]
+
+
+class TestFaults:
+    def test_the_only_one_is_raised_as_it_is(self):
+        faults = Faults()
+        assert not faults
+        faults.stop()
+        with faults.gather():
+            raise DatasetError("no folder")
+        for _ in range(2):  # what comes of it, and the same again
+            with faults.gather():
+                raise DatasetError("no folder")
+        with faults.gather():
+            raise ZeroDivisionError
+        with pytest.raises(DatasetError) as info:
+            faults.stop()
+        assert not isinstance(info.value, FaultsError)
+
+    def test_several_come_with_what_they_are_of(self):
+        faults = Faults()
+        faults.add("mu", "=-1: must not be negative")
+        faults.add("mu", " is a fault already")
+        with faults.gather():
+            raise FaultsError("photos: 2 faults\n  one class\n  photos/a: damaged")
+        assert faults.has("mu", "nu") and not faults.has("nu")
+        with pytest.raises(FaultsError) as info:
+            faults.stop()
+        assert isinstance(info.value, ConfigError | DatasetError)
+        assert info.value.lines == [
+            "3 faults",
+            "  mu=-1: must not be negative",
+            "  photos: one class",
+            "  photos/a: damaged",
+        ]
+
+    def test_our_own_are_not_hidden(self):
+        with pytest.raises(ZeroDivisionError), Faults().gather():
+            raise ZeroDivisionError

@@ -39,6 +39,17 @@ class TestSplits:
                 assert abs(count / 1500 - share) < 0.04
         assert splitting.assign(labels, keys, seed=1) != many
 
+    def test_pictures_added_to_a_folder_move_no_other(self, tmp_path, open_):
+        """But where a class has less than half its share of a split: `splitting`."""
+        folder = fill(tmp_path / "photos", number=90, first=10_000)
+        before = {row[0]: row[3] for row in open_(folder).rows}
+        for i in range(30):
+            save(folder / "cat" / f"new{i}.png", 5000 + i)
+            save(folder / "eel" / f"{i}.png", 6000 + i)
+        after = {row[0]: row[3] for row in open_(folder).rows}
+        assert len(after) == 240
+        assert {name: after[name] for name in before} == before
+
     @pytest.mark.parametrize("number", [3, 4, 7, 20])
     def test_small_classes_are_in_every_split(self, number):
         for trial in range(30):
@@ -139,6 +150,20 @@ class TestCopies:
         assert "identical pictures across splits (1 pairs): " in across
         assert "test/dog/b.png (test) and train/cat/a.png (train)" in across
         assert "test/dog/b.png (dog) and train/cat/a.png (cat)" in classes
+
+    def test_near_copies_across_given_splits_are_named(self, tmp_path, open_):
+        for i, split in enumerate(layouts.SPLITS):
+            fill(tmp_path / "photos" / split, first=20 * i)
+        picture = draw(1000, size=(200, 160), blobs=(40, 50))
+        picture.save(tmp_path / "photos" / "train" / "cat" / "a.png")
+        picture.resize((150, 120)).save(
+            tmp_path / "photos" / "test" / "cat" / "b.jpg", quality=70
+        )
+        (across,) = open_(tmp_path / "photos").warnings
+        assert across == (
+            "near-identical pictures across splits (1 pairs): test/cat/b.jpg (test) "
+            "and train/cat/a.png (train)"
+        )
 
     def test_without_imagehash_exact_copies_are_still_found(
         self, tmp_path, open_, monkeypatch

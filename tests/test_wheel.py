@@ -125,3 +125,31 @@ def test_it_serves_the_command_from_elsewhere(installed, tmp_path):
     assert done.returncode == 2
     assert "none.jpg" in done.stderr and "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_it_serves_the_trainer_and_a_config_of_ones_own(installed, tmp_path):
+    """The configuration lies in one folder, the command runs in another."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "here").mkdir()
+    own = tmp_path / "mine" / "config.py"
+    own.write_text(
+        "from configs import photos\n\n\ndef get_config():\n"
+        "    config = photos.get_config()\n    config.guided.mu = -1.0\n"
+        "    return config\n"
+    )
+    done = run(
+        installed / "bin" / "ibsgl",
+        "train",
+        f"--config={own}",
+        "--config.data=gone",
+        cwd=tmp_path / "here",
+        PYTHONPATH=str(installed),
+        XLA_FLAGS="",
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: 2 faults",
+        "  guided.mu=-1.0: must not be negative",
+        f"  {tmp_path / 'here' / 'gone'}: no such folder",
+    ]
+    assert not any((tmp_path / "here").iterdir())

@@ -1,5 +1,11 @@
 """python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
+import contextlib
 import logging
 import re
 import signal
@@ -49,18 +55,30 @@ _PROFILE = flags.DEFINE_string(
 )
 
 
+@contextlib.contextmanager
+def plain_lines():
+    """What the run and the library log is plain lines; ``ibsgl`` tells the latter's."""
+    loggers = [logging.getLogger(name) for name in ("train", "ibsgl_jax")]
+    before = [(log, log.handlers[:], log.propagate, log.level) for log in loggers]
+    for log in loggers:
+        log.handlers = log.handlers or [logging.StreamHandler()]
+        log.propagate = False
+        log.setLevel(logging.INFO)  # absl has just set the root's
+    try:
+        yield
+    finally:
+        for log, log.handlers, log.propagate, level in before:
+            log.setLevel(level)
+
+
 @command.run
+@plain_lines()
 def main(argv):
     """Run the training."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; see --help")
-    # Ours are plain lines; orbax and tfds tell much that no reader of a run needs.
+    # Orbax and tfds tell much that no reader of a run needs.
     absl_logging.set_verbosity(absl_logging.ERROR)
-    for name in ("train", "ibsgl_jax"):
-        logger = logging.getLogger(name)
-        logger.addHandler(logging.StreamHandler())
-        logger.propagate = False
-        logger.setLevel(logging.INFO)  # absl has just set the root's
     profile = parse_window(_PROFILE.value)
     initialize()
     workdir = _WORKDIR.value

@@ -3,7 +3,6 @@
 import functools
 import os
 import re
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-import train
-from ibsgl_jax.app.terminal import interrupts_kept, shown
+from ibsgl_jax.app.interrupt import interrupts_kept, raise_on_interrupt
+from ibsgl_jax.app.terminal import shown
 from train.errors import UserError
 
 MAX_LENGTH = 2000  # of a line
@@ -30,9 +29,8 @@ def run(main):
 
     @functools.wraps(main)
     def run_main(*args, **kwargs) -> int:
-        if signal.getsignal(signal.SIGINT) is train.end_quietly:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
+            raise_on_interrupt()
             with interrupts_kept():
                 status = main(*args, **kwargs)
             sys.stdout.flush()

@@ -6,6 +6,11 @@ phase that guides only some of its steps, the figures of a guided one. Needs
 `pip install -e ".[train,tpu]"`, no TPU.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import json
 import os
 
@@ -16,7 +21,7 @@ from configs import default
 from train import command
 from train.errors import CompileError
 from train.method.check import check_config
-from train.show import tables
+from train.show.markdown import markdown
 from train.tpu import ahead
 
 MAX_CLASSES = 10**6
@@ -54,7 +59,7 @@ def report(config, topology: str, name: str, rows: dict, num_chips: int) -> str:
             figures = (f"{plain:.2f}", f"{other:.2f}", f"{other / plain:.3f}")
             cells.append((title, *figures))
     header = ("one step, per chip", "plain", name, "ratio")
-    lines.append(tables.markdown(header, cells))
+    lines.append(markdown(header, cells))
     gib = ahead.CHIP_GIB.get(kind)
     if gib:
         most = max(row["memory"] for row in rows.values())

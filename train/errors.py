@@ -18,14 +18,24 @@ class DatasetError(UserError):
     """A data set that is absent, incomplete or not what the program can use."""
 
 
-class FaultsError(DatasetError):
-    """Several faults of a data set, told together: a heading and a line for each."""
+class FaultsError(ConfigError, DatasetError):
+    """Several faults, told together: a heading and a line for each.
+
+    Of a configuration, a data set or both; the heading may name what they are of.
+    """
 
     @property
     def lines(self) -> list[str]:
         """The heading, and each fault indented."""
         heading, *faults = str(self).splitlines()
         return [heading, *(f"  {fault.strip()}" for fault in faults)]
+
+    @property
+    def faults(self) -> list[str]:
+        """Each fault with the name of what it is a fault of."""
+        heading, *faults = map(str.strip, str(self).splitlines())
+        name = heading.rpartition(": ")[0]
+        return [f if name in f else f"{name}: {f}" for f in faults] or [heading]
 
 
 class CheckpointError(UserError):
@@ -38,6 +48,70 @@ class CompileError(UserError):
 
 class DiskError(UserError):
     """The disk took no more; one line that says where."""
+
+
+class Faults:
+    """Mistakes, gathered to be told together.
+
+    Example:
+      faults = Faults()
+      if config.batch_size < 1:
+          faults.add("batch_size", "=0: must be at least 1")
+      with faults.gather():
+          check_something_else(config)
+      faults.stop()
+    """
+
+    def __init__(self):
+        self._errors, self._fields = [], set()
+
+    def __bool__(self):
+        return bool(self._errors)
+
+    def add(self, field: str, text: str, *, of: str | None = None):
+        """A fault of a field, "FIELD" and the text; the first of each field counts.
+
+        of: another field that may be its cause, and has a fault then, too.
+        """
+        if field not in self._fields:
+            self._fields |= {field, of or field}
+            self._errors.append(ConfigError(field + text))
+
+    def has(self, *fields) -> bool:
+        """Whether a fault of any of these fields is known."""
+        return not self._fields.isdisjoint(fields)
+
+    @contextlib.contextmanager
+    def gather(self):
+        """Keep the UserError that is raised inside.
+
+        Any other exception is raised if nothing is wrong so far; else it may come of
+        that.
+        """
+        try:
+            yield
+        except UserError as error:
+            self._errors.append(error)
+        except Exception:
+            if not self:
+                raise
+
+    def stop(self):
+        """Raise what was gathered, if anything was.
+
+        Raises:
+          UserError: the only one; a FaultsError if there are several.
+        """
+        told = [
+            fault
+            for error in self._errors
+            for fault in getattr(error, "faults", error.lines)
+        ]
+        told = list(dict.fromkeys(told))
+        if len(self._errors) == 1 or len(told) == 1:
+            raise self._errors[0]
+        if told:
+            raise FaultsError("\n  ".join([f"{len(told)} faults", *told]))
 
 
 @contextlib.contextmanager

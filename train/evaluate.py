@@ -7,6 +7,11 @@ workdir. Where all of it would take more than five minutes, fewer methods and im
 taken, and said; --full takes all. Interrupted, the same command goes on.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import dataclasses
 import functools
 import sys
@@ -29,7 +34,7 @@ from train.measure.parts import Parts, checksum, write_arrays
 from train.measure.phases import Network, part_values
 from train.measure.plan import Options
 from train.run import saved_run
-from train.show import report, tables
+from train.show import figures, report, tables
 from train.show.names import class_names
 
 CURVES = ("fractions", "deletion_curve", "insertion_curve")
@@ -73,7 +78,7 @@ def evaluate_run(
     options, kept, start = options or Options(), kept or Parts(), time.perf_counter()
     sources = plan.parts_of(source, options)
     networks = networks_of(run, compare)
-    before, after = picture_phases(run)
+    before, after = figures.picture_phases(run.config, run.states)
     models = {phase: run.states[phase].variables for phase in (before, after)}
     models[None] = random_network(run)
     sizes = plan.Sizes(len(source), len(networks), len(models) - 1)
@@ -182,13 +187,6 @@ def make_moments_of(run, models, options):
         )
 
     return moments_of
-
-
-def picture_phases(run) -> tuple[str, str]:
-    """The phases that stand for before and after."""
-    known = [p for p in run.config.picture_phases if p in run.states]
-    names = known if len(known) == 2 else list(run.states)
-    return names[0], names[-1]
 
 
 def notes_of(results, runs, num_split: int) -> list[str]:
@@ -340,7 +338,11 @@ def start(run, others, source, asked, *, full):
     options = asked
     if not full:
         first = next(iter(networks.values()))
-        sizes = plan.Sizes(len(source), len(networks), len(set(picture_phases(run))))
+        sizes = plan.Sizes(
+            len(source),
+            len(networks),
+            len(set(figures.picture_phases(run.config, run.states))),
+        )
         speed = plan.time_first_batch(
             first.config, first.model, first.variables, source
         )

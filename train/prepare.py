@@ -4,6 +4,11 @@ The embedded set needs nothing. The others need TensorFlow while they are prepar
 an environment of their own; what they leave is read without it.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import importlib.util
 import re
 from pathlib import Path

@@ -7,6 +7,11 @@ writes scores_SPLIT.json into the workdir: means over the split of every measure
 measures that it lacks are added.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import sys
 from pathlib import Path
 

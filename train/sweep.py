@@ -16,6 +16,11 @@ that the others are compared with; ``CONTROLS``, a dict of phases that have anot
 them if absent).
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import argparse
 import importlib.util
 import json

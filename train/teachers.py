@@ -6,6 +6,11 @@ means over the seeds with half of the 95 % interval. Without boxes or masks the 
 judged by deletion and by the Average Drop at equal area.
 """
 
+from ibsgl_jax.app.interrupt import exit_on_interrupt
+
+if __name__ == "__main__":  # what follows takes seconds
+    exit_on_interrupt()
+
 import functools
 import json
 import math
@@ -40,7 +45,7 @@ from train.measure.catalogue import NUM_STEPS
 from train.measure.seeds import mean_and_margin
 from train.method.step import normalize_images
 from train.run import saved_run
-from train.show import tables
+from train.show.markdown import markdown
 
 # The middle two where there are no boxes; the last is the mean Pearson correlation of
 # the map of the true class with that of the runner-up, 1 for a teacher that does not
@@ -203,7 +208,7 @@ def table(rows: dict) -> str:
             return "–"
         return f"{mean:.3f} ± {margin:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
-    return tables.markdown(
+    return markdown(
         ("map", *known.values()),
         [
             (title, *(cell([s.get(name, math.nan) for s in seeds]) for name in known))

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:  # a model of one's own may lie here, as for python -m;
+        sys.path.append("")  # last, so that nothing here hides a package
     if words and words[0] in trainer.COMMANDS:  # they have their own flags
         return trainer.run(words[0], words[1:])
     arguments = vars(_parser().parse_args(words))
@@ -90,9 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     explaining.add_argument(
         "--fit",
         choices=images.FITS,
-        default="crop",
-        help="crop: the central square, as in the model's training; squash: the whole "
-        "photo, its aspect lost (default: %(default)s)",
+        help="crop: the central square; squash: the whole photo, its aspect lost "
+        "(default: as a run's photos were, else crop)",
     )
     explaining.add_argument("--out", default="explained", metavar="DIR")
 

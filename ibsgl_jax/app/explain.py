@@ -19,21 +19,9 @@ from ibsgl_jax.app import classifier as classifiers
 from ibsgl_jax.app import drawing, outputs, photos, stats_cache, terminal
 from ibsgl_jax.app.classifier import Classifier
 from ibsgl_jax.app.terminal import shown
+from ibsgl_jax.app.titles import METHOD_TITLES
 from ibsgl_jax.errors import UserError
 
-METHOD_TITLES = {
-    "ib": "Information bottleneck",
-    "hirescam": "HiResCAM",
-    "grad_cam": "Grad-CAM",
-    "grad_cam_pp": "Grad-CAM++",
-    "layer_cam": "LayerCAM",
-    "gradient": "Gradient",
-    "input_x_gradient": "Input x gradient",
-    "smooth_grad": "SmoothGrad",
-    "integrated_gradients": "Integrated Gradients",
-    "full_grad": "FullGrad",
-    "random": "Random (control)",
-}
 SHEET_ROWS = 10
 _NAMED = 5
 
@@ -51,7 +39,7 @@ def explain(
     seed: int = 0,
     chunk_size: int = 8,
     target: str | None = None,
-    fit: str = "crop",
+    fit: str | None = None,
 ) -> int:
     """Explains the photos that the arguments name; the flags are those of ``cli``.
 
@@ -74,6 +62,7 @@ def explain(
     inputs = [*paths, *(Path(file) for file in (weights, checkpoint) if file)]
     outputs.check(out, plan.names, inputs)
     classifier = classifiers.load(model, weights=weights, checkpoint=checkpoint)
+    fit = fit or classifier.preprocessing.fit
     one_class = classifiers.parse_class(target, classifier.class_names)
     features_fn, head_fn = classifiers.split(classifier, layer)
     moments, stats_source = None, None

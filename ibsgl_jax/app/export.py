@@ -48,7 +48,7 @@ def export_function(
             features_fn,
             layer=layer,
             stats=stats,
-            fit="crop",
+            fit=classifier.preprocessing.fit,
             chunk_size=chunk_size,
         )
     tapped_fn = None

@@ -14,6 +14,7 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Iterable
 
+from ibsgl_jax.app.interrupt import interrupts_kept, raise_on_interrupt
 from ibsgl_jax.errors import UserError
 
 BROKEN_PIPE, BUG, INTERRUPTED, MISTAKE, TERMINATED = 141, 1, 130, 2, 143
@@ -57,6 +58,7 @@ def run(command: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
+        raise_on_interrupt()
         with _notices(), _terminable(), interrupts_kept():
             status = command()
         if sys.stdout is not None:
@@ -81,29 +83,6 @@ def run(command: Callable[[], int]) -> int:
         traceback.print_exc()
         say("this is a bug of ibsgl: please report it with the lines above")
         return BUG
-
-
-@contextlib.contextmanager
-def interrupts_kept():
-    """An interrupt that Python would lose comes again.
-
-    What a signal's handler raises while a destructor runs, or a callback of the garbage
-    collector (jax has one), is printed as ignored, and the program goes on. The signal
-    is the KeyboardInterrupt's ``number``, if it has one.
-    """
-    before = sys.unraisablehook
-
-    def hook(lost):
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            return before(lost)
-        number = getattr(lost.exc_value, "number", signal.SIGINT)
-        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -38,6 +38,21 @@ def find_trainer() -> Path:
     raise UserError(f"the trainer is not beside {package}: install ibsgl_jax again")
 
 
+def add_to_path() -> Path:
+    """Make ``import train`` and ``import configs`` possible, in a notebook say.
+
+    Returns:
+      The folder that holds them.
+
+    Raises:
+      UserError: there is none.
+    """
+    folder = find_trainer()
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    return folder
+
+
 def run(command: str, arguments: list[str]) -> int:
     """Run a command as ``python -m train...`` would in a checkout; its exit status.
 
@@ -51,7 +66,7 @@ def run(command: str, arguments: list[str]) -> int:
             f"no package {missing[0]}: pip install 'ibsgl_jax[train]', which `ibsgl "
             f"{command}` needs"
         )
-    sys.path.insert(0, folder)
+    add_to_path()
     # The processes of a sweep, and of reading ahead, are found the same way.
     paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)

@@ -12,6 +12,7 @@ import jax
 from flax import linen as nn
 from jax.tree_util import Partial
 
+from ibsgl_jax.models import own
 from ibsgl_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetLite0
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.models.resnet import (
@@ -61,7 +62,7 @@ def create(name: str, *, num_classes: int, **options) -> nn.Module:
     """The model called `name`, without its variables.
 
     Args:
-      name: a key of `MODELS`.
+      name: a key of `MODELS`, or "package.module:Class" of your own, see `own`.
       num_classes: number of logits C.
       **options: further attributes of the model (`dtype`, `axis_name`, ...).
 
@@ -69,8 +70,11 @@ def create(name: str, *, num_classes: int, **options) -> nn.Module:
       A linen module.
 
     Raises:
-      ValueError: for an unknown name; the message holds the nearest ones.
+      ValueError: for an unknown name, in a message that holds the nearest ones; for a
+        class of your own that is none, or not what `own` says.
     """
+    if own.is_name(name):
+        return own.find(name)(num_classes=num_classes, **options)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or MODELS
         raise ValueError(f"no model {name!r}; nearest names: {', '.join(near)}")

@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from ibsgl_jax.convolutions import depthwise
 from ibsgl_jax.models.heads import PooledLinear
+from ibsgl_jax.models.normalize import normalize
 
 
 class Stage(NamedTuple):
@@ -84,9 +85,9 @@ class InvertedResidual(nn.Module):
     def __call__(self, x, train=False):
         y = x
         if self.expansion != 1:
-            y = nn.relu6(self.expand_bn(self.expand_conv(y), not train))
-        y = nn.relu6(self.depthwise_bn(self.depthwise_conv(y), not train))
-        y = self.project_bn(self.project_conv(y), not train)
+            y = nn.relu6(normalize(self.expand_bn, self.expand_conv(y), train))
+        y = nn.relu6(normalize(self.depthwise_bn, self.depthwise_conv(y), train))
+        y = normalize(self.project_bn, self.project_conv(y), train)
         return x + y if self.stride == 1 and self.width_in == self.filters else y
 
 
@@ -147,10 +148,11 @@ class EfficientNetLite(nn.Module):
         Returns:
           `[N, H'/32, W'/32, K]` in the compute dtype, in [0, 6].
         """
-        x = nn.relu6(self.stem_bn(self.stem_conv(images.astype(self.dtype)), not train))
+        x = self.stem_conv(images.astype(self.dtype))
+        x = nn.relu6(normalize(self.stem_bn, x, train))
         for block in self.blocks:
             x = block(x, train)
-        return nn.relu6(self.head_bn(self.head_conv(x), not train))
+        return nn.relu6(normalize(self.head_bn, self.head_conv(x), train))
 
     def head(self, features, train=False, keys=None):
         """Float32 logits `[N, C]` of features `[N, H, W, K]`; keys are not used."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibsgl_jax.models.heads import PooledLinear
+from ibsgl_jax.models.normalize import normalize
 
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -64,10 +65,10 @@ class BasicBlock(nn.Module):
             self.downsample_bn = norm()
 
     def __call__(self, x, train=False):
-        y = nn.relu(self.bn1(self.conv1(x), not train))
-        y = self.bn2(self.conv2(y), not train)
+        y = nn.relu(normalize(self.bn1, self.conv1(x), train))
+        y = normalize(self.bn2, self.conv2(y), train)
         if self.project:
-            x = self.downsample_bn(self.downsample_conv(x), not train)
+            x = normalize(self.downsample_bn, self.downsample_conv(x), train)
         return nn.relu(x + y)
 
 
@@ -97,11 +98,11 @@ class BottleneckBlock(nn.Module):
             self.downsample_bn = norm()
 
     def __call__(self, x, train=False):
-        y = nn.relu(self.bn1(self.conv1(x), not train))
-        y = nn.relu(self.bn2(self.conv2(y), not train))
-        y = self.bn3(self.conv3(y), not train)
+        y = nn.relu(normalize(self.bn1, self.conv1(x), train))
+        y = nn.relu(normalize(self.bn2, self.conv2(y), train))
+        y = normalize(self.bn3, self.conv3(y), train)
         if self.project:
-            x = self.downsample_bn(self.downsample_conv(x), not train)
+            x = normalize(self.downsample_bn, self.downsample_conv(x), train)
         return nn.relu(x + y)
 
 
@@ -182,7 +183,7 @@ class ResNet(nn.Module):
         Returns:
           `[N, H, W, K]` in the compute dtype, non-negative.
         """
-        x = nn.relu(self.bn1(self.conv1(images.astype(self.dtype)), not train))
+        x = nn.relu(normalize(self.bn1, self.conv1(images.astype(self.dtype)), train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:

@@ -1,5 +1,6 @@
 """The data that a configuration names: its splits, parts of them, their batches."""
 
+import collections
 import csv
 import logging
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any, NamedTuple
 from train.data import folders, given, sources, splitting
 from train.data.batches import make_eval_batches
 from train.data.faults import listed, shown
-from train.errors import ConfigError
+from train.errors import ConfigError, Faults
 
 LOGGER = logging.getLogger("train")
 # `config.data` of a run whose examples came from Python.
 GIVEN = "(given from Python)"
 SPLITS_FILE = "splits.csv"
+# How many times as many pictures of one class as of another are worth a word.
+UNEQUAL = 4
 
 
 class Data(NamedTuple):
@@ -34,7 +37,7 @@ class Data(NamedTuple):
     pictures: folders.Pictures | None = None
 
 
-def load_data(config, workdir=None, *, examples=None) -> Data:
+def load_data(config, workdir=None, *, examples=None, look_only=False) -> Data | None:
     """The data that a configuration names.
 
     Args:
@@ -42,48 +45,53 @@ def load_data(config, workdir=None, *, examples=None) -> Data:
         generated if absent). Fields that a run of an earlier version lacks are off.
       workdir: of the run, for which the folder is no place.
       examples: of ``given.open_examples``, in the place of both.
+      look_only: find what is wrong, and write nothing; None for data that could be
+        had only by writing, or in minutes.
 
     Raises:
       ConfigError, DatasetError: what is wrong with them.
     """
     name = config.get("data", "")
+    options = {"image_size": config.image_size, "fit": config.get("fit", "crop")}
+    options["look_only"] = look_only
     if examples is not None:
-        options = {"image_size": config.image_size, "fit": config.fit}
-        return _of_pictures(config, given.open_examples(examples, **options))
+        return _of_pictures(config, given.open_examples, examples, **options)
     if name == GIVEN:
         raise ConfigError(
             "the examples of this run were given from Python; give them again, as "
             "data=... of train_and_evaluate or of saved_run.Run"
         )
     if name:
-        return _of_pictures(
-            config,
-            folders.open_folder(
-                name,
-                image_size=config.image_size,
-                fit=config.fit,
-                workdir=workdir,
-                progress=config.progress,
-            ),
+        options |= {"workdir": workdir, "progress": config.progress}
+        return _of_pictures(config, folders.open_folder, name, **options)
+    if not config.dataset:
+        raise ConfigError(
+            "no data: give the folder of your pictures, --config.data=FOLDER"
         )
-    return _of_tfds(config)
+    return _of_tfds(config, look_only)
 
 
-def _of_pictures(config, pictures) -> Data:
-    own = {split: getattr(pictures, split) for split in splitting.SPLITS}
+def _of_pictures(config, open_fn, data, **options) -> Data | None:
+    faults, pictures = Faults(), None
     wanted = {f: config[f] for f in ("train_split", "validation_split", "test_split")}
     for field, split in wanted.items():
-        if split not in own:
-            raise ConfigError(f"{field}={split!r}: pictures have {', '.join(own)}")
+        if split not in splitting.SPLITS:
+            known = ", ".join(splitting.SPLITS)
+            faults.add(field, f"={split!r}: pictures have {known}")
+    with faults.gather():
+        pictures = open_fn(data, **options)
+    faults.stop()
+    if pictures is None:
+        return None
     return Data(
-        *(own[split] for split in wanted.values()),
+        *(getattr(pictures, split) for split in wanted.values()),
         num_classes=pictures.num_classes,
         class_names=pictures.class_names,
         pictures=pictures,
     )
 
 
-def _of_tfds(config) -> Data:
+def _of_tfds(config, look_only=False) -> Data | None:
     if Path(config.dataset).is_dir():
         raise ConfigError(
             f"dataset={config.dataset} is a folder: give it as "
@@ -91,10 +99,15 @@ def _of_tfds(config) -> Data:
         )
     try:
         builder = sources.prepare(
-            config.dataset, config.data_dir, **config.dataset_options
+            config.dataset,
+            config.data_dir,
+            look_only=look_only,
+            **config.dataset_options,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    if builder is None:
+        return None
     splits = (config.train_split, config.validation_split, config.test_split)
     data = Data(
         *(sources.open_source(builder, split) for split in splits),
@@ -148,6 +161,25 @@ def class_weights(config, data) -> tuple[float, ...] | None:
         return tuple(data.pictures.class_weights(power=power))
     labels = [data.train[i]["label"] for i in range(len(data.train))]
     return tuple(splitting.class_weights(labels, data.num_classes, power=power))
+
+
+def tell_classes(config, data) -> str:
+    """How unequal the classes of pictures are, or how weighted; "" for neither."""
+    names, weights = data.class_names, class_weights(config, data)
+    if weights:
+        pairs = zip(names, weights, strict=True)
+        told = listed(f"{shown(name)} {weight:.2g}" for name, weight in pairs)
+        return f"weights of the classes in the loss: {told}"
+    counts = collections.Counter(
+        row[1] for row in data.pictures.rows if row[3] == config.train_split
+    )
+    (most, many), (least, few) = counts.most_common()[0], counts.most_common()[-1]
+    if many < UNEQUAL * few:
+        return ""
+    return (
+        f"the classes are unequal: {many} pictures of {shown(most)} to learn from and "
+        f"{few} of {shown(least)}; --config.class_weights=1 makes them count alike"
+    )
 
 
 def changed_pictures(data, workdir) -> str:

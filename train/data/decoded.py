@@ -22,8 +22,7 @@ from ibsgl_jax import images
 from train.data import similar
 
 # Part of every name in the cache: another way of reading makes another file.
-VERSION = 1
-FITS = ("crop", "squash")
+VERSION = 2
 # Resized for "crop", a picture is at most this many times as long as wide; the rest
 # could never be seen at evaluation, and a panorama would fill the memory.
 MAX_ASPECT = 3.0
@@ -37,11 +36,13 @@ class Facts(NamedTuple):
       digest: of the file's content, hexadecimal.
       hash: `similar.perceptual_hash`, or None where imagehash is not installed.
       size: (width, height) of the upright picture, before it was reduced.
+      warning: what looks wrong with it, in one line; "" for nothing.
     """
 
     digest: str
     hash: str | None
     size: tuple[int, int]
+    warning: str = ""
 
 
 def upright_size(path) -> tuple[int, int]:
@@ -67,12 +68,13 @@ def _upright(image):
     return (height, width) if turned else (width, height)
 
 
-def read_small(path, least: int):
+def read_small(path, least: int, warn_fn=lambda line: None):
     """As `images.read`, but a JPEG file is decoded at a reduced scale.
 
     Args:
       path: of the file.
       least: the shorter side keeps at least this many pixels, where it has them.
+      warn_fn: as of `images.read`.
 
     Returns:
       RGB `PIL.Image` and the (width, height) that it has in full.
@@ -88,7 +90,7 @@ def read_small(path, least: int):
                 return ImageOps.exif_transpose(image).convert("RGB"), full
     except Exception:  # whatever it is, `read` names it
         pass
-    image = images.read(path)
+    image = images.read(path, warn_fn=warn_fn)
     return image, image.size
 
 
@@ -201,15 +203,16 @@ class Reader:
       folder: of the cache, made when needed; None to decode at every use.
 
     Attributes:
+      keeps: whether what is read is kept in the cache.
       failure: why the cache took no more, or None.
     """
 
     def __init__(self, *, side: int, fit: str = "crop", folder=None):
-        if fit not in FITS:
-            raise ValueError(f"fit={fit!r}: choose one of {', '.join(FITS)}")
+        if fit not in images.FITS:
+            raise ValueError(f"fit={fit!r}: choose one of {', '.join(images.FITS)}")
         self.side, self.fit = side, fit
         self.folder = None if folder is None else Path(folder)
-        self.failure = None
+        self.keeps, self.failure = True, None
 
     def facts(self, path, mask=None) -> Facts | None:
         """What an earlier reading found, None if there was none."""
@@ -220,8 +223,8 @@ class Reader:
                 return None
             if not place.with_suffix(".npy").exists():
                 return None
-            return Facts(found["digest"], found["hash"], tuple(found["size"]))
-        except (AttributeError, OSError, ValueError, KeyError):
+            return Facts(**{**found, "size": tuple(found["size"])})
+        except (AttributeError, OSError, ValueError, KeyError, TypeError):
             return None
 
     def prepare(self, path, mask=None) -> Facts:
@@ -236,15 +239,16 @@ class Reader:
         if known:
             return known
         place = self.place(path, mask)
-        pixels, size, image = self._decode(path, mask)
+        told = []
+        pixels, size, image = self._decode(path, mask, told.append)
         try:
             content = Path(path).read_bytes()
         except OSError as error:
             raise images.ImageError(f"{path}: {error.strerror}") from None
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         hashed = similar.perceptual_hash(image) if similar.is_available() else None
-        facts = Facts(digest, hashed, size)
-        if place and not self.failure:
+        facts = Facts(digest, hashed, size, "; ".join(told))
+        if place and self.keeps and not self.failure:
             array = io.BytesIO()
             np.save(array, pixels)
             try:
@@ -268,8 +272,8 @@ class Reader:
                 pass
         return self._decode(path, mask)[0]
 
-    def _decode(self, path, mask):
-        image, size = read_small(path, 2 * self.side)
+    def _decode(self, path, mask, warn_fn=lambda line: None):
+        image, size = read_small(path, 2 * self.side, warn_fn)
         object_ = None if mask is None else read_mask(mask)
         return reduce(image, object_, side=self.side, fit=self.fit), size, image
 

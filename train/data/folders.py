@@ -6,10 +6,12 @@
 
 The layouts are in `layouts`, the columns of labels.csv in `labels_csv`, the rule of the
 splits in `splitting`, how pictures are read in `decoded`. The folder itself is only
-read. All that is wrong is raised at once, before anything but the cache is written.
+read. All that is wrong is raised at once; what names and headers show, before anything
+is kept in the cache.
 """
 
 import concurrent.futures
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,8 @@ SPLITS = splitting.SPLITS
 MAX_UNREADABLE = 0.05
 # What `resize_center` shows of the shorter side.
 CENTRE = 0.875
+# Pictures that are decoded only to find what else is wrong.
+MOST_LOOKED_AT = 500
 
 
 class Pictures(NamedTuple):
@@ -79,7 +83,8 @@ def open_folder(
     workdir=None,
     num_threads: int | None = None,
     progress: bool = False,
-) -> Pictures:
+    look_only: bool = False,
+) -> Pictures | None:
     """A folder of pictures as splits of examples.
 
     Args:
@@ -96,24 +101,59 @@ def open_folder(
       workdir: of the run, which may not lie in the folder nor the folder in it.
       num_threads: that read; None for one per core, at most 8.
       progress: show a bar while the pictures are read.
+      look_only: find what is wrong and write nothing; None if more pictures than
+        MOST_LOOKED_AT would have to be decoded for that.
 
     Raises:
       DatasetError: all faults, one line each.
     """
     folder = Path(folder)
     side = image_size if fit == "squash" else round(image_size / CENTRE)
-    reader = decoded.Reader(
-        side=side, fit=fit, folder=cache_dir or decoded.default_folder()
+    cache_dir = cache_dir or decoded.default_folder()
+    reader = decoded.Reader(side=side, fit=fit, folder=cache_dir)
+    layout = layouts.recognise(folder)
+    try_all = functools.partial(
+        _try_all, reader=reader, threads=num_threads or min(os.cpu_count() or 1, 8)
     )
-    pictures, facts, understood, warnings = _examine(
-        folder,
+    pictures, sizes, bad = try_all(_header, layout.pictures)
+    faults = layout.faults + _place_faults(folder, workdir)
+    faults += _size_faults(pictures, sizes)
+    few = _count_faults(pictures)
+    unreadable = functools.partial(
+        _unreadable, number=len(layout.pictures), most=max_unreadable
+    )
+    if look_only or faults or few or unreadable(bad)[0]:
+        reader.keeps = progress = False
+        if sum(not reader.facts(p.path, p.mask) for p in pictures) > MOST_LOOKED_AT:
+            _raise(folder, faults + few + unreadable(bad)[0])
+            return None
+
+    pictures, facts, damaged = try_all(_prepare, pictures, progress=progress)
+    few = few or _count_faults(pictures)
+    splits, made, more, warnings = _divide(pictures, facts, shares, seed, look_alikes)
+    # A division without pictures that are to come tells nothing.
+    faults += few or ([] if layout.faults else more)
+    lines, notes = unreadable(bad | damaged, tell=bool(faults))
+    _raise(folder, faults + lines)
+    return _assemble(
+        pictures,
+        facts,
+        splits,
         reader,
-        workdir=workdir,
-        max_unreadable=max_unreadable,
-        threads=num_threads or min(os.cpu_count() or 1, 8),
-        progress=progress,
+        f"{layout.understood}; {made}",
+        [
+            *layout.warnings,
+            *notes,
+            *doubts(facts),
+            *_cache_warnings(reader),
+            *warnings,
+        ],
     )
-    keys, more = group_keys(
+
+
+def _divide(pictures, facts, shares, seed, look_alikes):
+    """Splits, who made them, faults, warnings: of pictures that were read."""
+    keys, warnings = group_keys(
         [p.name for p in pictures],
         [p.label for p in pictures],
         [p.group for p in pictures],
@@ -128,38 +168,7 @@ def open_folder(
         shares=shares,
         seed=seed,
     )
-    _raise(folder, faults)
-    return _assemble(
-        pictures,
-        facts,
-        splits,
-        reader,
-        f"{understood}; {made}",
-        warnings + more,
-    )
-
-
-def _examine(folder, reader, *, workdir, max_unreadable, threads, progress):
-    """The readable pictures, their facts, what was understood, and warnings."""
-    layout = layouts.recognise(folder)
-    faults, warnings = list(layout.faults), list(layout.warnings)
-    faults += _place_faults(folder, workdir)
-    pictures = layout.pictures
-    sizes = _each(_header, pictures, threads, reader)
-    faults += _size_faults(pictures, sizes)
-    bad = {p.name: str(s) for p, s in zip(pictures, sizes, strict=True) if _failed(s)}
-    pictures = [p for p in pictures if p.name not in bad]
-    faults += _count_faults(pictures)
-    _raise(folder, faults, bad, len(layout.pictures), max_unreadable)
-
-    facts = _each(_prepare, pictures, threads, reader, progress)
-    bad |= {p.name: str(f) for p, f in zip(pictures, facts, strict=True) if _failed(f)}
-    facts = [f for f in facts if not _failed(f)]
-    pictures = [p for p in pictures if p.name not in bad]
-    _raise(folder, _count_faults(pictures), bad, len(layout.pictures), max_unreadable)
-    if bad:
-        warnings.append(_unreadable(bad, len(layout.pictures)))
-    return pictures, facts, layout.understood, warnings + _cache_warnings(reader)
+    return splits, made, faults, warnings
 
 
 def _assemble(pictures, facts, splits, reader, understood, warnings):
@@ -284,19 +293,24 @@ def _prepare(picture, reader):
         return error
 
 
-def _failed(result):
-    return isinstance(result, Exception)
+def _try_all(function, pictures, *, reader, threads, progress=False):
+    """function(picture, reader) of all pictures, in order, by threads.
 
-
-def _each(function, pictures, threads, reader, progress=False):
-    """function(picture, reader) of all pictures, in order, by threads."""
+    Returns:
+      The pictures that it did not fail for, its results, and dict name -> failure.
+    """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         results = pool.map(lambda picture: function(picture, reader), pictures)
-        if progress:
+        if progress and pictures:
             from tqdm import tqdm
 
-            results = tqdm(results, total=len(pictures), desc="pictures", leave=False)
-        return list(results)
+            options = {"total": len(pictures), "leave": False}
+            options |= {"delay": 2, "mininterval": 1}
+            results = tqdm(results, desc="pictures", **options)
+        pairs = list(zip(pictures, results, strict=True))
+    bad = {p.name: str(r) for p, r in pairs if isinstance(r, ImageError)}
+    pairs = [(p, r) for p, r in pairs if p.name not in bad]
+    return [p for p, _ in pairs], [r for _, r in pairs], bad
 
 
 def _in_shares(picture, size):
@@ -310,10 +324,7 @@ def _in_shares(picture, size):
 def _size_faults(pictures, sizes):
     """Boxes outside their pictures and masks of another size."""
     outside, other = [], []
-    for picture, found in zip(pictures, sizes, strict=True):
-        if _failed(found):
-            continue
-        size, mask = found
+    for picture, (size, mask) in zip(pictures, sizes, strict=True):
         if picture.box:
             box = _in_shares(picture, size)
             if min(box) < -1e-6 or max(box) > 1 + 1e-6:
@@ -359,21 +370,28 @@ def _count_faults(pictures):
     ]
 
 
-def _unreadable(bad, number):
-    reasons = [shown(reason) for reason in bad.values()]
-    return f"pictures that cannot be read ({len(bad)} of {number}): {listed(reasons)}"
+def _unreadable(bad, *, number, most, tell=False):
+    """Faults and warnings of pictures that cannot be read; tell: a fault it is."""
+    if not bad:
+        return [], []
+    reasons = listed(map(shown, bad.values()))
+    line = f"pictures that cannot be read ({len(bad)} of {number}): {reasons}"
+    if len(bad) > most * number:
+        return [f"{line}; at most {most:.0%} may be"], []
+    return ([line], []) if tell else ([], [line])
 
 
-def _raise(folder, faults, bad=(), number=0, max_unreadable=0.0):
-    faults = list(faults)
-    if bad and len(bad) > max_unreadable * number:
-        faults.append(
-            f"{_unreadable(bad, number)}; at most {max_unreadable:.0%} may be"
-        )
-    elif bad and faults:
-        faults.append(_unreadable(bad, number))
+def doubts(facts):
+    """A warning of pictures that were read and look wrong."""
+    found = [shown(f.warning) for f in facts if f.warning]
+    if len(found) < 2:
+        return found
+    return [f"{len(found)} pictures may have been read wrongly; the first, {found[0]}"]
+
+
+def _raise(folder, faults):
     if faults:
-        raise FaultsError(fault_message(shown(folder), faults))
+        raise FaultsError(fault_message(shown(folder), dict.fromkeys(faults)))
 
 
 def _cache_warnings(reader):

@@ -52,7 +52,8 @@ def open_examples(
     seed: int = 0,
     look_alikes: str = "together",
     cache_bytes: int = CACHE_BYTES,
-) -> folders.Pictures:
+    look_only: bool = False,
+) -> folders.Pictures | None:
     """Given examples as splits, checked and reduced like those of a folder.
 
     Args:
@@ -61,17 +62,21 @@ def open_examples(
       class_names: names of the classes 0, 1, ...; None: those of the data set's
         features, or the labels themselves.
       cache_bytes: reduced examples are kept in memory up to this size.
+      look_only: find what is wrong; None for more examples than
+        `folders.MOST_LOOKED_AT`, which are not read for that.
       image_size, fit, shares, seed, look_alikes: as in `folders.open_folder`.
 
     Raises:
       DatasetError: all faults, one line each.
     """
-    if fit not in decoded.FITS:
-        raise ValueError(f"fit={fit!r}: choose one of {', '.join(decoded.FITS)}")
+    if fit not in images.FITS:
+        raise ValueError(f"fit={fit!r}: choose one of {', '.join(images.FITS)}")
     side = image_size if fit == "squash" else round(image_size / folders.CENTRE)
     faults = _Faults()
     parts = _parts(data, faults)
-    faults.stop()
+    if look_only and sum(len(p.examples) for p in parts) > folders.MOST_LOOKED_AT:
+        faults.stop()
+        return None
     read = [
         found
         for part in parts
@@ -79,7 +84,7 @@ def open_examples(
     ]
     names = class_names or next((p.names for p in parts if p.names), None)
     labels, names = _classes([found.label for found in read], names, faults)
-    if not any(len(part.examples) for part in parts):
+    if not any(len(part.examples) for part in parts) and not faults.lines:
         faults.lines.append("no examples")
     elif len(names) == 1:
         faults.lines.append(f"one class only, {names[0]!r}: a classifier needs two")
@@ -98,18 +103,7 @@ def open_examples(
     )
     faults.lines += more
     faults.stop()
-    index = {name: np.int32(i) for i, name in enumerate(names)}
-    has = {name: any(getattr(f, name) for f in read) for name in ("box", "mask")}
-    sources = [
-        GivenSource(
-            [f for f, s in zip(read, splits, strict=True) if s == split],
-            [index[c] for c, s in zip(labels, splits, strict=True) if s == split],
-            side=side,
-            fit=fit,
-            **has,
-        )
-        for split in splitting.SPLITS
-    ]
+    sources = _sources(read, labels, splits, names, side=side, fit=fit)
     rows = zip(read, labels, splits, strict=True)
     return folders.Pictures(
         *sources,
@@ -117,9 +111,24 @@ def open_examples(
         class_names=names,
         understood=f"{len(read)} given examples in {len(names)} classes; {made}",
         table=splitting.counts_table(labels, splits),
-        warnings=tuple(warnings),
+        warnings=(*folders.doubts([f.facts for f in read]), *warnings),
         rows=tuple((f.name, label, f.group or "", s) for f, label, s in rows),
     )
+
+
+def _sources(read, labels, splits, names, **options):
+    """A `GivenSource` for each split."""
+    index = {name: np.int32(i) for i, name in enumerate(names)}
+    has = {name: any(getattr(f, name) for f in read) for name in ("box", "mask")}
+    return [
+        GivenSource(
+            [f for f, s in zip(read, splits, strict=True) if s == split],
+            [index[c] for c, s in zip(labels, splits, strict=True) if s == split],
+            **options,
+            **has,
+        )
+        for split in splitting.SPLITS
+    ]
 
 
 class _Found(NamedTuple):
@@ -306,7 +315,8 @@ def _reduced(example, part, side, fit):
     Raises:
       ImageError: "image ...", "mask ..." or "bbox ...", without a name.
     """
-    image, size = _image(example[part.image], side)
+    told = []
+    image, size = _image(example[part.image], side, told.append)
     mask = example.get("mask")
     if mask is not None:
         mask = _mask(mask)
@@ -329,21 +339,21 @@ def _reduced(example, part, side, fit):
     digest = hashlib.blake2b(np.asarray(image).tobytes(), digest_size=16)
     digest.update(str(size).encode())
     hashed = similar.perceptual_hash(image) if similar.is_available() else None
-    return kept, decoded.Facts(digest.hexdigest(), hashed, size)
+    return kept, decoded.Facts(digest.hexdigest(), hashed, size, "; ".join(told))
 
 
-def _image(value, side):
+def _image(value, side, warn_fn=lambda line: None):
     """An RGB `PIL.Image` and the size that it has in full."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
         value = io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]
     if isinstance(value, str | Path):
-        return decoded.read_small(value, 2 * side)
+        return decoded.read_small(value, 2 * side, warn_fn)
     if isinstance(value, io.BytesIO):
         try:
             Image.open(value)
-            image = images.read("image", data=value.getvalue())
+            image = images.read("image", data=value.getvalue(), warn_fn=warn_fn)
         except UnidentifiedImageError:
             raise ImageError("image: its bytes are no image") from None
         except ImageError as error:  # which has no path to name
@@ -355,7 +365,7 @@ def _image(value, side):
         else:  # as from a file of its own
             file = io.BytesIO()
             value.save(file, "TIFF" if value.mode == "F" else "PNG")
-            image = images.read("image", data=file.getvalue())
+            image = images.read("image", data=file.getvalue(), warn_fn=warn_fn)
         return image, image.size
     array = np.asarray(value)
     if array.ndim == 3 and array.shape[-1] == 1:

@@ -55,15 +55,15 @@ class Picture(NamedTuple):
     in_pixels: bool = False
 
 
-def read(folder: Path) -> tuple[list[Picture], list[str], list[str]]:
-    """The pictures of FOLDER/labels.csv, its faults and warnings, one line each."""
+def read(folder: Path) -> tuple[list[Picture], list[str]]:
+    """The pictures of FOLDER/labels.csv, and its faults, one line each."""
     path = folder / "labels.csv"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        return [], [f"labels.csv: cannot be read ({error.strerror})"], []
+        return [], [f"labels.csv: cannot be read ({error.strerror})"]
     except UnicodeDecodeError:
-        return [], ["labels.csv: not UTF-8 text; save it as UTF-8"], []
+        return [], ["labels.csv: not UTF-8 text; save it as UTF-8"]
     header, _, _ = text.partition("\n")
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(text.splitlines(), delimiter=delimiter)
@@ -72,13 +72,13 @@ def read(folder: Path) -> tuple[list[Picture], list[str], list[str]]:
             (reader.line_num, [cell.strip() for cell in row]) for row in reader if row
         ]
     except csv.Error as error:
-        return [], [f"labels.csv, line {reader.line_num}: {error}"], []
+        return [], [f"labels.csv, line {reader.line_num}: {error}"]
     if not rows:
-        return [], ["labels.csv: the file is empty"], []
+        return [], ["labels.csv: the file is empty"]
     columns = [name.lower() for name in rows[0][1]]
-    faults = _header_faults(columns)
-    if faults:
-        return [], faults, []
+    header_faults = _header_faults(columns)
+    if not {"file", "label"} <= set(columns):
+        return [], header_faults
     pictures, faults = [], _Faults()
     for line, cells in rows[1:]:
         if len(cells) != len(columns):
@@ -92,7 +92,7 @@ def read(folder: Path) -> tuple[list[Picture], list[str], list[str]]:
     if 0 < splits < len(pictures):
         missing = next(p for p in pictures if p.split is None)
         faults.add("partial", shown(missing.name), count=len(pictures) - splits)
-    return _with_unit(pictures), faults.lines(len(columns)), []
+    return _with_unit(pictures), header_faults + faults.lines(len(columns))
 
 
 def _header_faults(columns):
@@ -169,7 +169,7 @@ def _row(folder, line, row, faults):
     split = row.get("split") or None
     if split and split.lower() not in SPLIT_NAMES:
         faults.add("split", f"'{shown(split)}' (line {line})")
-    box = _box([row.get(side, "") for side in BOX])
+    box = _box([row[side] for side in BOX]) if row.keys() >= set(BOX) else None
     if box is False:
         faults.add("box", where)
     return Picture(

@@ -143,7 +143,8 @@ def _without_masks(folder, root, files):
 
 
 def _listed_layout(folder, root, files, masks):
-    pictures, faults, warnings = labels_csv.read(folder)
+    pictures, faults = labels_csv.read(folder)
+    warnings = []
     pictures = [p._replace(mask=p.mask or _mask_of(root, p, masks)) for p in pictures]
     named = {os.path.realpath(p.path) for p in pictures}
     named |= {os.path.realpath(p.mask) for p in pictures if p.mask}
@@ -176,7 +177,8 @@ def _split_layout(folder, root, files, masks):
     ]
     given = sorted({p.split for p in pictures}, key=SPLITS.index)
     layout = f"SPLIT/CLASS/* with {', '.join(given)}"
-    return _finish(pictures, layout, faults, _left_out(folder, files, loose))
+    warnings = _left_out(folder, files, loose) + _inner_folders(root, pictures, 2)
+    return _finish(pictures, layout, faults, warnings)
 
 
 def _class_layout(folder, root, files, masks):
@@ -187,13 +189,40 @@ def _class_layout(folder, root, files, masks):
         else:
             label = path.relative_to(root).parts[0]
             pictures.append(_picture(folder, root, path, label, masks))
-    faults = []
+    faults, warnings = [], _left_out(folder, files, loose)
     if not pictures:
         faults.append(
             f"{shown(folder)}: pictures ({len(loose)}) and no class folders; put them "
             "into CLASS/ folders, or write labels.csv (file,label)"
         )
-    return _finish(pictures, "CLASS/*", faults, _left_out(folder, files, loose))
+    warnings += _inner_folders(root, pictures, 1)
+    return _finish(pictures, "CLASS/*", faults, warnings, hint=_deeper(pictures))
+
+
+def _deeper(pictures):
+    """Where to look if the only class is none, as words after its fault."""
+    parents = {p.path.parent for p in pictures}
+    if len(parents) < 2:
+        return ""
+    common = Path(os.path.commonpath(parents))
+    inside = sorted({p.relative_to(common).parts[0] for p in parents - {common}})
+    names = listed(map(shown, inside))
+    return f"; if they are {names}, give --config.data={shown(common)}"
+
+
+def _inner_folders(root, pictures, depth):
+    """A warning of folders inside class folders, which might be the classes."""
+    inside = collections.defaultdict(set)
+    for picture in pictures:
+        parts = picture.path.relative_to(root).parts
+        if len(parts) > depth + 1:
+            inside["/".join(parts[:depth])].add(parts[depth])
+    if not inside:
+        return []
+    named = [
+        f"{shown(c)}/ ({listed(map(shown, sorted(n)))})" for c, n in inside.items()
+    ]
+    return [f"folders inside a class folder belong to its class: {listed(named)}"]
 
 
 def _picture(folder, root, path, label, masks, split=None):
@@ -219,7 +248,7 @@ def _left_out(folder, files, loose):
     return lines
 
 
-def _finish(pictures, layout, faults, warnings):
+def _finish(pictures, layout, faults, warnings, hint=""):
     pictures = sorted(pictures, key=lambda p: p.name)
     classes = {p.label for p in pictures}
     parts = [f"{len(pictures)} pictures in {len(classes)} classes"]
@@ -227,7 +256,7 @@ def _finish(pictures, layout, faults, warnings):
         count = sum(getattr(p, name) is not None for p in pictures)
         if count and not (name == "split" and layout.startswith("SPLIT")):
             parts.append(f"{count} with a {name}")
-    faults = faults + _name_faults(pictures, classes)
+    faults = faults + _class_faults(classes, hint)
     alike = collections.defaultdict(set)
     for label in classes:
         alike[label.casefold()].add(label)
@@ -239,10 +268,10 @@ def _finish(pictures, layout, faults, warnings):
     return Layout(pictures, f"{layout}: {', '.join(parts)}", faults, warnings)
 
 
-def _name_faults(pictures, classes):
-    if pictures and len(classes) == 1:
+def _class_faults(classes, hint):
+    if len(classes) == 1:
         (label,) = classes
-        return [f"one class only, '{shown(label)}': a classifier needs two"]
+        return [f"one class only, '{shown(label)}': a classifier needs two{hint}"]
     return [
         f"class '{shown(label)}': its name is not printable text; rename it"
         for label in sorted(classes)

@@ -31,7 +31,7 @@ MASKS = {
 }
 
 
-def prepare(dataset, data_dir, **options):
+def prepare(dataset, data_dir, *, look_only=False, **options):
     """Returns the tfds builder of a data set that is ready to be read.
 
     An embedded set is generated if absent: by process 0, while the others wait.
@@ -40,6 +40,7 @@ def prepare(dataset, data_dir, **options):
     Args:
       dataset: tfds name, such as "photo_digits", "photo_digits/shortcut", "cifar10".
       data_dir: folder that holds, or will hold, the prepared data.
+      look_only: generate nothing; None for an embedded set that is absent.
       **options: for an embedded set only, fields of its config, such as `num_train`.
 
     Raises:
@@ -56,6 +57,9 @@ def prepare(dataset, data_dir, **options):
         builder = functools.partial(
             module.Builder, config=config, data_dir=data_dir, file_format="array_record"
         )
+        if look_only:
+            there = builder()
+            return there if there.is_prepared() else None
         return _prepare_once(builder)
     if options:
         raise DatasetError(

@@ -79,6 +79,6 @@ def scaled_values(logits, labels, temperature: float) -> dict:
 
 
 def _log_softmax(logits, temperature):
-    scaled = np.asarray(logits, np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+    from scipy.special import log_softmax
+
+    return log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ibsgl_jax import models
+from ibsgl_jax.models import own
 from train.data import dataset
 from train.devices import AXIS, over_devices
 from train.errors import ConfigError
@@ -24,17 +25,23 @@ METHODS = {
 
 
 def make_model(config, num_classes: int, *, axis_name: str | None = None):
-    """The config's model; with axis_name, BatchNorm averages over devices."""
+    """The config's model; with axis_name, BatchNorm averages over devices.
+
+    Raises:
+      ConfigError: there is no such model, or it has no such options.
+    """
+    options = {"dtype": jnp.dtype(config.dtype), "axis_name": axis_name}
     try:
+        if own.is_name(config.model):  # which need not have both
+            there = own.find(config.model).__dataclass_fields__
+            options = {name: v for name, v in options.items() if name in there}
         return models.create(
-            config.model,
-            num_classes=num_classes,
-            dtype=jnp.dtype(config.dtype),
-            axis_name=axis_name,
-            **config.model_options,
+            config.model, num_classes=num_classes, **options, **config.model_options
         )
     except TypeError as error:
         raise ConfigError(f"model_options of {config.model}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"model={config.model!r}: {error}") from error
 
 
 def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):

@@ -6,11 +6,10 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from ibsgl_jax import models
+from ibsgl_jax.images import FITS
 from train.data import transforms
-from train.data.decoded import FITS
 from train.data.faults import shown
-from train.errors import ConfigError
+from train.errors import ConfigError, Faults
 from train.method.build import (
     LAYERS,
     METHODS,
@@ -64,113 +63,152 @@ _GUIDED_RANGES = (
 
 
 def check_config(config):
-    """Raise ConfigError for values that cannot work, before anything is written."""
-    _check_ranges(config, _RANGES)
-    _check_sizes(config)
-    _check_images(config)
-    shares = jax.device_count() * config.accumulate_steps
-    if config.batch_size % shares:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is not divisible by the "
-            f"{jax.device_count()} devices"
-            + (
-                f" times accumulate_steps={config.accumulate_steps}"
-                if config.accumulate_steps > 1
-                else ""
-            )
-            + "; change --config.batch_size"
-        )
+    """Raise ConfigError for values that cannot work, before anything is written.
+
+    Raises:
+      ConfigError: the one that there is; a FaultsError of all of them.
+    """
+    faults = Faults()
+    with faults.gather():
+        find_faults(config, faults)
+    faults.stop()
+
+
+def find_faults(config, faults: Faults):
+    """Add what cannot work in a configuration, field by field."""
+    _check_ranges(config, _RANGES, faults)
+    _check_sizes(config, faults)
+    _check_images(config, faults)
     for field, choices in (
-        ("model", models.MODELS),
         ("dtype", DTYPES),
         ("fit", FITS),
         ("augment", transforms.AUGMENTATIONS),
         ("eval_transform", transforms.EVAL_TRANSFORMS),
         ("optimizer.name", OPTIMIZERS),
     ):
-        _check_choice(config, field, choices)
+        _check_choice(config, field, choices, faults)
+    _check_shares(config, faults)
+    _check_model(config, faults)
     if not config.phases:
-        raise ConfigError("phases is empty: there is nothing to train")
+        faults.add("phases", " is empty: there is nothing to train")
     done = []
     for name in config.phases:
-        if name not in config:
-            raise ConfigError(f"phase {name!r} has no section of its own in the config")
-        _check_phase(config, name, done)
+        if name in config:
+            _check_phase(config, name, done, faults)
+        else:
+            faults.add(f"phase {name!r}", " has no section of its own in the config")
         done.append(name)
 
 
-def _check_sizes(config, prefix=""):
-    """ConfigError for a number, at any depth, that nothing is measured in."""
+def _check_shares(config, faults):
+    if faults.has("batch_size", "accumulate_steps"):
+        return
+    parts = config.accumulate_steps
+    if config.batch_size % (jax.device_count() * parts):
+        faults.add(
+            "batch_size",
+            f"={config.batch_size} is not divisible by the {jax.device_count()} devices"
+            + (f" times accumulate_steps={parts}" if parts > 1 else "")
+            + "; change --config.batch_size",
+        )
+
+
+def _check_model(config, faults):
+    if faults.has("dtype"):
+        return
+    try:
+        make_model(config, num_classes=2)
+    except ConfigError as error:
+        faults.add("model", str(error).removeprefix("model"))
+
+
+def _check_sizes(config, faults, prefix=""):
+    """A number, at any depth, that nothing is measured in."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
-            _check_sizes(value, f"{prefix}{name}.")
+            _check_sizes(value, faults, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not abs(value) < LARGEST:
-            raise ConfigError(f"{prefix}{name}={value}: must be below {LARGEST:.0e}")
+            faults.add(f"{prefix}{name}", f"={value}: must be below {LARGEST:.0e}")
 
 
-def _check_images(config):
+def _check_images(config, faults):
     for name, low in (("image_mean", -math.inf), ("image_std", 0)):
         values = config[name]
         are_numbers = all(isinstance(v, int | float) for v in values)
         if len(values) != 3 or not are_numbers or not all(low < v for v in values):
             rule = "positive numbers" if low == 0 else "numbers"
-            raise ConfigError(f"{name}={tuple(values)}: must be three {rule}")
+            faults.add(name, f"={tuple(values)}: must be three {rule}")
     if not str(config.data_dir).strip() or "\0" in str(config.data_dir):
-        raise ConfigError(f"data_dir={config.data_dir!r}: must be a folder's name")
+        faults.add("data_dir", f"={config.data_dir!r}: must be a folder's name")
 
 
-def _check_phase(config, name, done):
+def _check_phase(config, name, done, faults):
     phase = config[name]
-    _check_choice(phase, "method", METHODS, name)
+    _check_choice(phase, "method", METHODS, faults, name)
     if phase.init not in (*INITS, "best", *done):
-        raise ConfigError(
-            f"{name}.init={phase.init!r}: 'random', 'pretrained', 'best', or an "
-            f"earlier phase of {done}"
+        faults.add(
+            f"{name}.init",
+            f"={phase.init!r}: 'random', 'pretrained', 'best', or an earlier phase of "
+            f"{done}",
         )
     if phase.init == "best" and not candidates(config, name):
-        raise ConfigError(
-            f"{name}.init='best': no earlier phase is plain and starts from another"
+        faults.add(
+            f"{name}.init",
+            "='best': no earlier phase is plain and starts from another",
         )
-    _check_choice(phase, "layers", LAYERS, name)
+    _check_choice(phase, "layers", LAYERS, faults, name)
     if phase.layers == "head" and phase.method != "plain":
-        raise ConfigError(
-            f"{name}.layers='head': guidance moves the features; choose 'all', or "
-            "method='plain'"
+        faults.add(
+            f"{name}.layers",
+            "='head': guidance moves the features; choose 'all', or method='plain'",
         )
-    _check_ranges(phase, _PHASE_RANGES, name)
-    if phase.warmup_epochs >= phase.num_epochs:
-        raise ConfigError(
-            f"{name}.warmup_epochs={phase.warmup_epochs}: must be less than "
-            f"num_epochs={phase.num_epochs}"
+    _check_ranges(phase, _PHASE_RANGES, faults, name)
+    times = f"{name}.num_epochs", f"{name}.warmup_epochs"
+    if not faults.has(*times) and phase.warmup_epochs >= phase.num_epochs:
+        faults.add(
+            times[1],
+            f"={phase.warmup_epochs}: must be less than num_epochs={phase.num_epochs}",
         )
     if phase.method == "guided":
-        _check_ranges(phase, _GUIDED_RANGES, name)
-        # A frozen teacher goes by the name of its phase.
-        named = [teacher for teacher in TEACHERS if teacher != "frozen"]
-        if phase.teacher not in (*named, *done):
-            raise ConfigError(
-                f"{name}.teacher={phase.teacher!r}: one of {', '.join(named)}, or "
-                f"an earlier phase of {done}"
-            )
-        _check_choice(phase, "route", ROUTES, name)
-        _check_choice(phase, "teacher_method", TEACHER_METHODS, name)
-        if phase.teacher == "average" and not config.ema_decay:
-            raise ConfigError(
-                f"{name}.teacher='average' needs a moving average; set ema_decay"
-            )
-        try:
-            guidance_config(phase)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{name}: {shown(error)}") from error
-        _check_layer(config, phase, name)
-    else:
+        _check_guided(config, name, done, faults)
+    elif not faults.has("model", "dtype", *(f"{name}.{field}" for field in phase)):
         try:
             make_penalty(config, phase, 1, make_model(config, num_classes=2))
         except ValueError as error:
-            raise ConfigError(f"{name}.{error}") from error
+            field, equals, text = str(error).partition("=")
+            faults.add(f"{name}.{field}", equals + text)
 
 
-def _check_layer(config, phase, name):
+def _check_guided(config, name, done, faults):
+    phase = config[name]
+    _check_ranges(phase, _GUIDED_RANGES, faults, name)
+    # A frozen teacher goes by the name of its phase.
+    named = [teacher for teacher in TEACHERS if teacher != "frozen"]
+    if phase.teacher not in (*named, *done):
+        faults.add(
+            f"{name}.teacher",
+            f"={phase.teacher!r}: one of {', '.join(named)}, or an earlier phase of "
+            f"{done}",
+        )
+    _check_choice(phase, "route", ROUTES, faults, name)
+    _check_choice(phase, "teacher_method", TEACHER_METHODS, faults, name)
+    if phase.teacher == "average" and not config.ema_decay:
+        faults.add(
+            f"{name}.teacher", "='average' needs a moving average; set ema_decay"
+        )
+    fields = [
+        f"{name}.{part}.{f}" for part in ("guidance", "bottleneck") for f in phase[part]
+    ]
+    if not faults.has(*fields):
+        try:
+            guidance_config(phase)
+        except (ValueError, TypeError) as error:
+            faults.add(name, f": {shown(error)}")
+    if not faults.has("model", "dtype", "image_size"):
+        _check_layer(config, phase, name, faults)
+
+
+def _check_layer(config, phase, name, faults):
     """That the teacher's layer is one of the model's; no array is made for it."""
     options = state_options(config, phase)
     if not options["layer"]:
@@ -182,40 +220,44 @@ def _check_layer(config, phase, name):
         )
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"{name}.teacher_layer={options['layer']!r}: {reason}"
-        ) from error
+        faults.add(f"{name}.teacher_layer", f"={options['layer']!r}: {reason}")
 
 
-def _field(config, path):
+def _find(config, path, faults, prefix):
+    """A field's full name and its value; None, and a fault, if there is no such one."""
+    field = f"{prefix}.{path}" if prefix else path
     for name in path.split("."):
         if name not in config:
-            raise ConfigError(f"the config has no field {path}")
+            faults.add(
+                field, ": there is no such field; begin with default.get_config()"
+            )
+            return field, None
         config = config[name]
-    return config
+    return field, config
 
 
-def _check_choice(config, field, choices, prefix=""):
-    value = _field(config, field)
-    if value not in choices:
-        field = f"{prefix}.{field}" if prefix else field
-        raise ConfigError(f"{field}={value!r}: choose one of {', '.join(choices)}")
+def _check_choice(config, field, choices, faults, prefix=""):
+    field, value = _find(config, field, faults, prefix)
+    if value is not None and value not in choices:
+        faults.add(field, f"={value!r}: choose one of {', '.join(choices)}")
 
 
-def _check_ranges(config, ranges, prefix=""):
+def _check_ranges(config, ranges, faults, prefix=""):
     for field, low, may_be_low, high in ranges:
-        value = _field(config, field)
+        field, value = _find(config, field, faults, prefix)
+        if value is None:
+            continue
         if not isinstance(value, int | float):
-            raise ConfigError(f"{field}={value!r}: must be a number")
+            faults.add(field, f"={value!r}: must be a number")
+            continue
         if (value > low or (may_be_low and value == low)) and (
             high is None or value < high
         ):
             continue
-        field = f"{prefix}.{field}" if prefix else field
         if high is not None:
             rule = f"must be at least {low} and less than {high}"
         elif low > 0:
             rule = f"must be at least {low}"
         else:
             rule = "must not be negative" if may_be_low else "must be positive"
-        raise ConfigError(f"{field}={value}: {rule}")
+        faults.add(field, f"={value}: {rule}")

@@ -15,7 +15,7 @@ from ibsgl_jax.pretrained import Preprocessing
 from train import devices
 from train.data import dataset
 from train.data.batches import iterate, make_train_dataset
-from train.errors import DatasetError, disk_errors
+from train.errors import disk_errors
 from train.measure import splits
 from train.method.build import (
     generation_of,
@@ -24,14 +24,13 @@ from train.method.build import (
     make_model,
     make_step,
 )
-from train.method.check import check_config
-from train.run import checkpoint, choose, trackers, watch
-from train.run.plan import plan_phases
+from train.run import checkpoint, choose, watch
+from train.run.check import check_fields, check_run
 from train.run.records import Records, validation_scores
 from train.run.results import evaluate_phases
 from train.run.start import choose_start, initial_state
 from train.run.stop import Stopped, on_signals
-from train.run.workdir import check_workdir, claim
+from train.run.workdir import claim
 
 LOGGER = logging.getLogger("train")
 
@@ -53,22 +52,16 @@ def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
       dict phase name -> (TrainState, dict of results on the test split or None).
 
     Raises:
-      ConfigError, DatasetError, CheckpointError: one line that names the thing;
-        nothing is overwritten.
+      ConfigError, DatasetError, CheckpointError: one line that names the thing, or one
+        for each of several (FaultsError); nothing is overwritten.
       NonFiniteError: a loss term broke; the message names the last good checkpoint.
       Stopped: SIGTERM or Ctrl-C came and the state is saved.
     """
     workdir = Path(workdir)
+    check_fields(config)
     config, chosen = choose.complete(config, workdir, examples=data)
-    check_workdir(workdir, config)
-    check_config(config)
-    trackers.check(config.get("trackers", ()))
     with on_signals() as stop, disk_errors():
-        data = dataset.load_data(config, workdir, examples=data)
-        changes = dataset.changed_pictures(data, workdir)
-        if changes:
-            raise DatasetError(f"{changes}; choose another --workdir")
-        plans = plan_phases(config, data)
+        data, plans = check_run(config, workdir, examples=data)
         _tell(config, plans, data, chosen)
         with claim(workdir, config):
             if data.pictures is not None and jax.process_index() == 0:
@@ -93,8 +86,9 @@ def _tell(config, plans, data, chosen):
     if jax.process_index() != 0 or data.pictures is None:
         return
     print(data.pictures.understood, data.pictures.table, sep="\n")
-    for warning in data.pictures.warnings:
-        print(f"note: {warning}")
+    for warning in (*data.pictures.warnings, dataset.tell_classes(config, data)):
+        if warning:
+            print(f"note: {warning}")
     if chosen:
         print(choose.describe(chosen, choose.estimate_seconds(config, plans, data)))
     print(flush=True)
@@ -119,6 +113,7 @@ def _save_model(config, state, data, workdir, phase):
             resize=resize,
             mean=tuple(config.image_mean),
             std=tuple(config.image_std),
+            fit=config.fit if data.pictures is not None else "crop",
         ),
         # Not the state's: those are the teacher's, or have seen nothing.
         stats=splits.data_set_stats(config, model, variables, data.train),

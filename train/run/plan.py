@@ -6,9 +6,8 @@ import numpy as np
 
 from train.data import dataset, transforms
 from train.devices import AXIS
-from train.errors import ConfigError
+from train.errors import Faults
 from train.method.build import make_model, make_optimizer, make_schedule
-from train.run.start import check_start
 
 
 class Plan(NamedTuple):
@@ -36,61 +35,101 @@ class Plan(NamedTuple):
     class_weights: tuple[float, ...] | None = None
 
 
-def plan_phases(config, data) -> list[Plan]:
+def plan_phases(config, data, faults: Faults | None = None) -> list[Plan]:
     """A plan for every phase of a run.
 
+    Args:
+      config: its fields may have faults, which are known then.
+      data: ``dataset.Data``.
+      faults: what is known to be wrong, added to; then there are no plans. None: what
+        is wrong is raised.
+
     Raises:
-      ConfigError: a phase that its data, or the weights it starts from, do not fit.
+      ConfigError: phases that their data do not fit.
     """
-    _check_transforms(config, data)
+    found = Faults() if faults is None else faults
+    with found.gather():
+        _check_transforms(config, data, found)
+    sources = {}
+    for name in config.phases:
+        with found.gather():
+            sources[name] = _fitting_source(config, name, data, found)
+    if faults is None:
+        found.stop()
+    if found:
+        return []
     weights = dataset.class_weights(config, data)
     return [
-        _plan(config, name, data)._replace(class_weights=weights)
+        _plan(config, name, sources[name], data.num_classes)._replace(
+            class_weights=weights
+        )
         for name in config.phases
     ]
 
 
-def _check_transforms(config, data):
+def _check_transforms(config, data, faults):
     """That an example comes out of them as large as the model wants it.
 
     Raises:
-      ConfigError, DatasetError: it does not, or a transform lacks something.
+      DatasetError: an example cannot be read.
     """
-    for source, table, name in (
-        (data.train, transforms.AUGMENTATIONS, config.augment),
-        (data.test, transforms.EVAL_TRANSFORMS, config.eval_transform),
+    for source, table, field in (
+        (data.train, transforms.AUGMENTATIONS, "augment"),
+        (data.test, transforms.EVAL_TRANSFORMS, "eval_transform"),
     ):
-        transform = transforms.choose(table, name, config.image_size)
-        transform(source[0], np.random.default_rng(0))
+        if faults.has(field, "image_size", "fit"):
+            continue
+        transform = transforms.choose(table, config[field], config.image_size)
+        with faults.gather():
+            transform(source[0], np.random.default_rng(0))
 
 
-def _plan(config, name, data):
+def _fitting_source(config, name, data, faults):
+    """The examples that a phase learns from, which are checked to be enough for it."""
     phase = config[name]
+    if faults and phase.dataset not in ("", config.dataset):
+        return None  # opening it may write
     source = dataset.train_source(config, phase, data)
     if phase.method != "plain" and data.num_classes < 2:
-        raise ConfigError(
-            f"{name}.method={phase.method!r} needs two classes or more, to have a "
-            f"wrong one; the data has {data.num_classes}"
+        faults.add(
+            f"{name}.method",
+            f"={phase.method!r} needs two classes or more, to have a wrong one; the "
+            f"data has {data.num_classes}",
         )
     if phase.get("teacher") == "mask" and "mask" not in source[0]:
-        raise ConfigError(
-            f"{name}.teacher='mask': the data has no masks; choose another teacher"
+        faults.add(
+            f"{name}.teacher", "='mask': the data has no masks; choose another teacher"
         )
+    if faults.has("batch_size"):
+        return source
+    if len(source) < config.batch_size:
+        faults.add(
+            "batch_size",
+            f"={config.batch_size} is more than the {len(source)} examples that {name} "
+            "learns from; lower --config.batch_size",
+        )
+    elif not faults.has(f"{name}.num_epochs", f"{name}.warmup_epochs"):
+        _, num_steps, warmup_steps = _steps(config, phase, source)
+        if warmup_steps >= num_steps:
+            faults.add(
+                f"{name}.warmup_epochs",
+                f"={phase.warmup_epochs} is all of its {num_steps} steps; lower it",
+            )
+    return source
+
+
+def _steps(config, phase, source):
+    """(steps of an epoch, of the phase, of its warm-up)."""
     steps_per_epoch = len(source) // config.batch_size
-    if not steps_per_epoch:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is more than the {len(source)} examples "
-            f"that {name} learns from; lower --config.batch_size"
-        )
     num_steps = max(1, round(phase.num_epochs * steps_per_epoch))
-    warmup_steps = round(phase.warmup_epochs * steps_per_epoch)
-    if warmup_steps >= num_steps:
-        raise ConfigError(
-            f"{name}.warmup_epochs={phase.warmup_epochs} is all of its {num_steps} "
-            "steps; lower it"
-        )
+    return steps_per_epoch, num_steps, round(phase.warmup_epochs * steps_per_epoch)
+
+
+def _plan(config, name, source, num_classes):
+    phase = config[name]
+    steps_per_epoch, num_steps, warmup_steps = _steps(config, phase, source)
     schedule = make_schedule(phase.learning_rate, num_steps, warmup_steps)
-    plan = Plan(
+    return Plan(
         name=name,
         phase=phase,
         source=source,
@@ -98,8 +137,6 @@ def _plan(config, name, data):
         num_steps=num_steps,
         save_every=max(1, round(config.save_epochs * steps_per_epoch)),
         schedule=schedule,
-        model=make_model(config, data.num_classes, axis_name=AXIS),
+        model=make_model(config, num_classes, axis_name=AXIS),
         tx=make_optimizer(config.optimizer, schedule),
     )
-    check_start(config, phase, plan.model, plan.tx)
-    return plan

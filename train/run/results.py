@@ -48,5 +48,8 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
         print(tables.phase_table(results))
         print("", sanity.text(checks, names), sep="\n", flush=True)
         if config.picture_phases:
-            figures.write_before_after(config, model, states, data, workdir)
+            phases = figures.picture_phases(config, states)
+            figures.write_before_after(
+                config, model, states, data, workdir, phases=phases
+            )
     return results

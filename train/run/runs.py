@@ -18,13 +18,16 @@ def read(workdir, *, file: str = "metrics"):
       does not have it. A line that a kill cut short is left out.
 
     Raises:
-      ConfigError: there is no such file.
+      ConfigError: there is no such file, or no pandas.
 
     Example:
       frame = read("runs/photos").query("split == 'validation'")
       frame.pivot(index="step", columns="phase", values="accuracy").plot()
     """
-    import pandas
+    try:
+        import pandas
+    except ImportError:
+        raise ConfigError("no package pandas: pip install pandas") from None
 
     path = Path(workdir) / f"{file}.jsonl"
     if not path.exists():

@@ -5,11 +5,13 @@ import logging
 
 import jax
 import numpy as np
+import optax
 
-from ibsgl_jax import pretrained
-from train.errors import ConfigError
+from ibsgl_jax import pretrained, trained
+from ibsgl_jax.models import own
+from train.errors import ConfigError, Faults
 from train.files import write_json
-from train.method.build import candidates
+from train.method.build import candidates, make_model
 from train.method.state import create_state, restart, state_options
 
 LOGGER = logging.getLogger("train")
@@ -34,12 +36,11 @@ def initial_state(config, phase, finished, model, tx):
         # Outside pmap the axis has no name; BatchNorm asks for it only in training.
         state = create_state(key, model, tx, **options)
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"model {config.model} at image_size={config.image_size}: {reason}"
-        ) from error
+        raise ConfigError(_impossible(config, error)) from error
     if phase.init == "pretrained":
-        params, batch_stats = _pretrained(config, state)
+        params, batch_stats, kept = _pretrained(config, state)
+        if kept:
+            LOGGER.warning("not from the pretrained file: %s", ", ".join(kept))
         state = restart(model, tx, params, batch_stats, **options)
     return state
 
@@ -65,27 +66,56 @@ def choose_start(config, plan, accuracies, workdir):
     return plan._replace(phase=phase)
 
 
-def check_start(config, phase, model, tx):
-    """That the model can be made and the weights fit it; no array is made for it.
+def find_faults(config, faults: Faults):
+    """Add that the model cannot be made, or that weights do not fit it.
 
-    Raises:
-      ConfigError: as ``initial_state``.
+    The number of classes, which only the data tell, is that of no layer that is asked
+    for here. No array is made but the weights', which are read once.
     """
-    if phase.init == "random":
-        jax.eval_shape(lambda: initial_state(config, phase, {}, model, tx))
-    elif phase.init == "pretrained":
-        random = phase.copy_and_resolve_references()
-        random.init = "random"
-        fresh = jax.eval_shape(lambda: initial_state(config, random, {}, model, tx))
-        _pretrained(config, fresh)
+    if faults.has("model", "dtype", "image_size"):
+        return
+    model, tx = make_model(config, num_classes=2), optax.identity()
+    try:
+        own.check(model, config.image_size)
+        fresh = jax.eval_shape(
+            lambda: create_state(jax.random.key(0), model, tx, config.image_size)
+        )
+    except Exception as error:  # noqa: BLE001  (a model of one's own raises anything)
+        reason = _impossible(config, error).removeprefix("model")
+        faults.add("model", reason, of="image_size")
+        return
+    if any(config[name].init == "pretrained" for name in config.phases):
+        with faults.gather():
+            _pretrained(config, fresh)
+
+
+def _impossible(config, error) -> str:
+    reason = str(error).splitlines()[0]
+    return f"model {config.model} at image_size={config.image_size}: {reason}"
+
+
+def _read_weights(config):
+    if not own.is_name(config.model):
+        return pretrained.load(config.model, config.pretrained or None)[1]
+    if not config.pretrained:
+        raise ValueError(
+            f"{config.model} has no weights that are known; give --config.pretrained="
+            "FILE, of models/ in a run or of trained.save, or init='random'"
+        )
+    return trained.load(config.pretrained).variables
 
 
 def _pretrained(config, fresh):
-    """Weights from a file; a layer for another number of classes stays random."""
+    """Weights from a file, and the layers that stay as they are.
+
+    Returns:
+      (params, batch_stats, names): one layer, of another number of classes, may stay.
+    """
+    what = f"pretrained={config.pretrained!r}" if config.pretrained else "pretrained"
     try:
-        _, variables = pretrained.load(config.model, config.pretrained or None)
+        variables = _read_weights(config)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"pretrained={config.pretrained!r}: {error}") from error
+        raise ConfigError(f"{what}: {error}") from error
     wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     given = dict(jax.tree_util.tree_leaves_with_path(variables))
     kept = []
@@ -99,9 +129,7 @@ def _pretrained(config, fresh):
     variables = jax.tree_util.tree_map_with_path(choose, wanted)
     if len(kept) > 2:
         raise ConfigError(
-            f"pretrained={config.pretrained!r}: does not fit {config.model} with these "
-            f"model_options in {', '.join(kept[:3])} and others"
+            f"{what}: does not fit {config.model} with these model_options in "
+            f"{', '.join(kept[:3])} and others"
         )
-    if kept:
-        LOGGER.warning("not from the pretrained file: %s", ", ".join(kept))
-    return variables["params"], variables["batch_stats"]
+    return variables["params"], variables["batch_stats"], kept

@@ -7,7 +7,7 @@ import threading
 
 import jax
 
-from ibsgl_jax.app.terminal import interrupts_kept
+from ibsgl_jax.app.interrupt import interrupts_kept, is_postponed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,7 +49,8 @@ class Stop:
 
     def note(self, number, frame=None):
         """The handler of the signals."""
-        del frame
+        if not self._is_deferred and is_postponed(number, frame):
+            return
         if self.number is not None and number == signal.SIGINT:
             logging.disable()  # what it interrupts has nothing more to tell
             raise KeyboardInterrupt

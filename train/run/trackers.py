@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from train.errors import ConfigError
+from train.errors import Faults
 from train.files import flatten
 
 LOGGER = logging.getLogger("train")
@@ -72,13 +72,15 @@ def check(names):
     """That the trackers are known and installed.
 
     Raises:
-      ConfigError: one is not.
+      ConfigError: those that are not.
     """
+    faults = Faults()
     for name in names:
         if name not in TRACKERS:
-            raise ConfigError(f"trackers: no {name!r}; there are {', '.join(TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"trackers: no package {name}: pip install {name}")
+            faults.add(f"trackers: no {name!r}", f"; there are {', '.join(TRACKERS)}")
+        elif importlib.util.find_spec(name) is None:
+            faults.add(f"trackers: no package {name}", f": pip install {name}")
+    faults.stop()
 
 
 class Trackers:

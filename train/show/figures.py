@@ -24,18 +24,25 @@ CURVE_STEPS = 20  # of the deletion curve
 NEGLIGIBLE_BITS = 0.01
 
 
+def picture_phases(config, states) -> tuple[str, str]:
+    """The phases that stand for before and after: the config's, of those there are."""
+    known = [name for name in config.picture_phases if name in states]
+    names = known if len(known) == 2 else list(states)
+    return names[0], names[-1]
+
+
 def write_before_after(
-    config, model, states, data, workdir, *, phases=None, num_statistics=1024
+    config, model, states, data, workdir, *, phases, num_statistics=1024
 ) -> Path:
     """before_after.png: the first test images and their maps in two phases.
 
-    Columns: input with the true box; L^c and L^p of the first of
-    ``config.picture_phases`` (or ``phases``); its bottleneck map of the true class;
-    L^c and L^p of the second. Maps of one image share a scale per phase, so that L^p
-    shows its strength; a bottleneck map of next to no bits is faint, and says so.
+    Columns: input with the true box; L^c and L^p of the first of ``phases``; its
+    bottleneck map of the true class; L^c and L^p of the second. Maps of one image share
+    a scale per phase, so that L^p shows its strength; a bottleneck map of next to no
+    bits is faint, and says so.
     ``num_statistics`` training images give the bottleneck its statistics.
     """
-    before, after = phases or config.picture_phases
+    before, after = phases
     batch = _first_images(config, data.test, config.picture_rows)
     maps = _maps_of_phases(
         config, model, states, (before, after), batch, data.train, num_statistics
@@ -284,18 +291,11 @@ def _to_pixels(images, *, mean, std):
 
 
 def _grid(num_rows, num_columns, *, foot=0.0):
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(
-        num_rows,
-        num_columns,
-        figsize=(1.75 * num_columns, (1.9 + foot) * num_rows + 0.3),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = 1.75 * num_columns, (1.9 + foot) * num_rows + 0.3
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False)
 
 
 def _show_image(axis, batch, row, *, title):
@@ -335,8 +335,5 @@ def _draw_box(axis, bbox, size):
 
 
 def _save(figure, path):
-    from matplotlib import pyplot as plt
-
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from train.show.tables import markdown
+from train.show.markdown import markdown
 
 # Most classes whose rows are printed; results.json has all.
 SHOWN = 12

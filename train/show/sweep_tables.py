@@ -4,7 +4,7 @@ import math
 
 from train.measure.catalogue import MEASURES, METHOD_COLUMNS, format_value
 from train.measure.seeds import is_certain
-from train.show.tables import markdown
+from train.show.markdown import markdown
 
 COLUMNS = (
     "accuracy",

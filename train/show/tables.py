@@ -1,8 +1,10 @@
-"""Tables in Markdown."""
+"""The tables of a run and of its evaluation, in Markdown."""
 
 import math
 
+from ibsgl_jax.app.titles import METHOD_TITLES
 from train.measure.catalogue import MEASURES, METHOD_COLUMNS, format_value
+from train.show.markdown import markdown
 
 # Columns of the printed table.
 COLUMNS = (
@@ -18,19 +20,6 @@ COLUMNS = (
     "matched_drop",
     "matched_increase",
 )
-
-
-def markdown(header, rows) -> str:
-    """A table of texts: the header's cells and, per row, as many."""
-    lines = [header, ["---"] * len(header), *rows]
-    texts = ["| " + " | ".join(map(_cell, cells)) + " |" for cells in lines]
-    texts[1] = texts[1].replace(" ", "")
-    return "\n".join(texts)
-
-
-def _cell(text):
-    """A name may hold what would end its cell."""
-    return " ".join(text.split("\n")).replace("|", "\\|")
 
 
 def phase_table(results: dict) -> str:
@@ -125,19 +114,7 @@ def _sanity_markdown(results):
     return markdown(("method", "rank correlation", "verdict"), rows)
 
 
-TITLES = {
-    "ib": "Information bottleneck",
-    "hirescam": "HiResCAM (L^c)",
-    "grad_cam": "Grad-CAM",
-    "grad_cam_pp": "Grad-CAM++",
-    "layer_cam": "LayerCAM",
-    "random": "random map",
-    "gradient": "gradient",
-    "input_x_gradient": "input x gradient",
-    "smooth_grad": "SmoothGrad",
-    "integrated_gradients": "Integrated Gradients",
-    "full_grad": "FullGrad",
-}
+TITLES = METHOD_TITLES | {"hirescam": "HiResCAM (L^c)"}
 
 
 def method_title(row) -> str:

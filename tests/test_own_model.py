@@ -1,0 +1,235 @@
+"""A model of one's own, "package.module:Class": trained, measured, explained."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import photos
+from ibsgl_jax import models, trained
+from ibsgl_jax.app import cli
+from tests import pictures
+from train import evaluate
+from train.errors import ConfigError
+from train.run import loop, saved_run
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+SOURCE = '''
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Net(nn.Module):
+    """Two convolutions and a mean; no dtype, no axis_name, no pooled_linear."""
+
+    num_classes: int
+    width: int = 8
+
+    def setup(self):
+        self.first = nn.Conv(self.width, (3, 3), strides=2)
+        self.norm = nn.BatchNorm()
+        self.second = nn.Conv(self.width, (3, 3))
+        self.last = nn.Dense(self.num_classes)
+
+    def features(self, images, train=False):
+        x = self.norm(self.first(images), use_running_average=not train)
+        return nn.relu(self.second(nn.relu(x)))
+
+    def head(self, features, train=False):
+        return self.last(jnp.mean(features, axis=(1, 2)))
+
+    def __call__(self, images, train=False):
+        return self.head(self.features(images, train), train)
+
+
+class Flat(Net):
+    def features(self, images, train=False):
+        return jnp.mean(super().features(images, train), axis=(1, 2))
+
+    def head(self, features, train=False):
+        return self.last(features)
+
+
+class Seven(Net):
+    def setup(self):
+        super().setup()
+        self.seven = nn.Dense(7)
+
+    def head(self, features, train=False):
+        return self.seven(jnp.mean(features, axis=(1, 2)))
+
+
+class Broken(Net):
+    def features(self, images, train=False):
+        return super().features(images[..., :1] @ jnp.ones((2, 3)), train)
+
+
+class Headless(nn.Module):
+    num_classes: int
+
+    def features(self, images, train=False):
+        return images
+
+
+class Trainless(Net):
+    def features(self, images):
+        return images
+
+
+class Nameless(nn.Module):
+    def features(self, images, train=False):
+        return images
+
+    def head(self, features, train=False):
+        return features
+
+
+def function(num_classes):
+    raise AssertionError("called")
+'''
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory):
+    """The folder of own_net.py, which can be imported."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_net.py").write_text(SOURCE)
+    (folder / "own_broken.py").write_text("import nothing_of_this_name")
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    sys.modules.pop("own_net", None)
+
+
+def make_config(folder, name="Net"):
+    config = photos.get_config()
+    config.data, config.model = str(folder), f"own_net:{name}"
+    config.model_options.width = 6
+    config.image_size, config.batch_size = 32, jax.device_count()
+    config.augment, config.fit, config.eval_transform = "shift", "squash", "none"
+    config.phases = ("head", "guided")
+    config.head.init = "random"
+    config.head.num_epochs = config.guided.num_epochs = 1.0
+    config.guided.bottleneck.num_steps = 2
+    config.guided.every = 1
+    config.tensorboard = config.progress = False
+    config.picture_rows = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(module, tmp_path_factory, compile_cache):
+    """(folder of pictures, workdir) of a run of the model."""
+    top = tmp_path_factory.mktemp("run")
+    folder = pictures.fill(top / "photos", number=16)
+    outcome = loop.train_and_evaluate(make_config(folder), top / "run")
+    assert 0.0 <= outcome["guided"][1]["accuracy"] <= 1.0
+    # Of phases that the run has: there is no "plain", as picture_phases would have it.
+    assert (top / "run" / "before_after.png").exists()
+    return folder, top / "run"
+
+
+class TestRoad:
+    def test_it_is_kept_by_its_name(self, run):
+        kept = trained.load(run[1] / "models" / "guided.npz")
+        assert type(kept.model).__name__ == "Net" and kept.model.width == 6
+        assert kept.class_names == ("cat", "dog")
+        assert json.loads((run[1] / "config.json").read_text())["model"] == (
+            "own_net:Net"
+        )
+
+    def test_it_is_measured(self, run):
+        read = saved_run.Run(run[1])
+        source = saved_run.open_split(read)
+        options = evaluate.Options(
+            limit=4,
+            num_perturbed=2,
+            num_sensitivity=0,
+            num_method_images=2,
+            num_sanity=2,
+            methods=("ib", "hirescam", "integrated_gradients"),
+        )
+        results, _ = evaluate.evaluate_run(
+            read, source, options=options, progress=False
+        )
+        assert set(results["phases"]) == {"head", "guided"}
+
+    def test_it_is_explained(self, run, tmp_path):
+        photo = run[0] / "cat" / "0.png"
+        status = cli.main(
+            [
+                "explain",
+                str(photo),
+                f"--checkpoint={run[1]}",
+                "--method=ib,hirescam,full_grad",
+                f"--out={tmp_path / 'maps'}",
+            ]
+        )
+        assert status == 0
+        with np.load(tmp_path / "maps" / "maps.npz") as file:
+            assert all(np.isfinite(file[name]).all() for name in file.files)
+
+    def test_a_run_starts_from_the_model_of_another(self, run, tmp_path):
+        config = make_config(run[0])
+        config.phases = ("plain",)
+        config.plain.init, config.plain.learning_rate = "pretrained", 1e-12
+        config.plain.warmup_epochs = 0.0
+        config.plain.num_epochs = 1.0
+        config.pretrained = str(run[1] / "models" / "guided.npz")
+        outcome = loop.train_and_evaluate(config, tmp_path / "run", table=False)
+        before = trained.load(config.pretrained).variables["params"]
+        after = outcome["plain"][0].params
+        np.testing.assert_allclose(
+            after["last"]["kernel"], before["last"]["kernel"], atol=1e-6
+        )
+
+    def test_ibsgl_finds_it_in_the_current_folder(self, module, monkeypatch):
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(module)])
+        monkeypatch.chdir(module)
+        sys.modules.pop("own_net", None)
+        assert cli.main(["models"]) == 0
+        assert models.create("own_net:Net", num_classes=2).width == 8
+
+
+REFUSED = {
+    "nothing_here:Net": "cannot import 'nothing_here' (ModuleNotFoundError",
+    "own_broken:Net": "cannot import 'own_broken' (ModuleNotFoundError",
+    "own_net:": "module 'own_net' has no ''",
+    ":": "cannot import ''",
+    "own_net:None": "module 'own_net' has no 'None'",
+    "own_net:function": "function is no class of flax.linen.Module",
+    "os:system": "system is no class of flax.linen.Module",
+    "own_net:Headless": "Headless has no method head(features, train=False)",
+    "own_net:Trainless": "Trainless.features takes no argument train",
+    "own_net:Nameless": "Nameless has no attribute num_classes",
+    "own_net:Flat": "features gives [2, 6], not [N, H, W, K]",
+    "own_net:Seven": "head gives [2, 7], not [N, C] of num_classes=2",
+    "own_net:Broken": "model own_net:Broken at image_size=32: ",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_such_model_is_one_line(name, module, tmp_path):
+    folder = pictures.fill(tmp_path / "photos")
+    config = make_config(folder)
+    config.model = name
+    with pytest.raises(ConfigError) as info:
+        loop.train_and_evaluate(config, tmp_path / "run")
+    assert REFUSED[name] in str(info.value) and "\n" not in str(info.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_its_options_and_weights_are_checked_too(module, tmp_path):
+    config = make_config(pictures.fill(tmp_path / "photos"))
+    config.model_options.depth = 3
+    with pytest.raises(ConfigError, match="model_options of own_net:Net: .*'depth'"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    del config.model_options.depth
+    config.head.init = "pretrained"
+    with pytest.raises(ConfigError, match="no weights that are known; give --config"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    config.pretrained = str(tmp_path / "photos" / "cat" / "0.png")
+    with pytest.raises(ConfigError, match="not a model file of ibsgl_jax"):
+        loop.train_and_evaluate(config, tmp_path / "run")
