@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ibsgl_jax.convolutions import in_fast_order
+from ibsgl_jax.convolutions import fast_on_cpu
 
 
 def make_floor(num_steps: int, num_samples: int):
@@ -24,7 +24,7 @@ def make_floor(num_steps: int, num_samples: int):
                 optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             )
 
-        gradient_fn = in_fast_order(jax.grad(total_loss))
+        gradient_fn = fast_on_cpu(jax.grad(total_loss))
         copies = jnp.tile(features.astype(jnp.float32), (num_samples, 1, 1, 1))
         # Something has to change from step to step, or it is all done once.
         return jax.lax.fori_loop(

@@ -74,6 +74,7 @@ def make_step(model, tx, phase, axis_name=None):
     return functools.partial(
         train_step,
         penalty_fn=make_penalty(default.get_config(), phase, 1, model, axis_name),
+        layer=phase.get("teacher_layer", ""),
         model=model,
         tx=tx,
         base_key=jax.random.key(0),

@@ -37,7 +37,10 @@ def guided_phase(**changes) -> ConfigDict:
     # network, frozen. "mask": the object's true mask, an oracle.
     phase.teacher = "bottleneck"
     phase.teacher_method = "bottleneck"  # of "average" and of an earlier phase
-    phase.teacher_layer = ""  # an inner layer, finer and far dearer; "": the last one
+    # An inner layer, whose map is finer: its name, or "2x", the last one of twice the
+    # resolution. It costs a pass through what is behind it for a CAM, one for every
+    # step and sample of a bottleneck. "": the features before the head.
+    phase.teacher_layer = ""
     phase.teacher_power = 1.0  # that map / max is raised to; above 1 sharpens it
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
     phase.every = 4  # steps: every fourth is guided, the others cost a plain one

@@ -252,7 +252,7 @@ def make_attribution_fn(
         return maps.astype(jnp.float32)
 
     # The chunks, the bottleneck's steps and the sums over noise or path are loops.
-    return convolutions.in_fast_order(attribution_fn)
+    return convolutions.fast_on_cpu(attribution_fn)
 
 
 @functools.partial(

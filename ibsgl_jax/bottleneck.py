@@ -21,7 +21,7 @@ from ibsgl_jax import keys, saliency
 from ibsgl_jax.adam import make_adam
 from ibsgl_jax.blur import make_blur
 from ibsgl_jax.bottleneck_config import FAST, MAX_FEATURE, MIN_STD, BottleneckConfig
-from ibsgl_jax.convolutions import in_fast_order
+from ibsgl_jax.convolutions import fast_on_cpu
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.saliency import HeadFn
@@ -151,7 +151,7 @@ def _solve_generic(head_fn, moments, config, features, labels, draws):
     features = _cells_first(features)
     blur = make_blur(features.shape[:2], config.blur_sigma)
     # In the loop a CPU would be slow at the gradients of a head's convolutions.
-    value_and_grad = in_fast_order(
+    value_and_grad = fast_on_cpu(
         _generic_value_and_grad(head_fn, features, labels, moments, blur, config)
     )
     return _descend(

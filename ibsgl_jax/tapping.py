@@ -27,7 +27,9 @@ and for a bare function, which names the layers itself::
         return features.mean((1, 2)) @ params["dense"]
 """
 
+import contextlib
 import difflib
+import functools
 from collections import Counter
 from collections.abc import Callable
 
@@ -136,6 +138,81 @@ def split(
     return Partial(features_fn, variables), Partial(head_fn, variables)
 
 
+@contextlib.contextmanager
+def kept(layer: str):
+    """What a layer returns in the linen modules applied inside, in any mode.
+
+    For a loop of one's own: the features of an inner layer out of the very forward pass
+    that trains, with its gradient and its batch statistics::
+
+        with tapping.kept("layer3_5") as outputs:
+            logits, updated = model.apply(
+                variables, images, train=True, mutable=["batch_stats"]
+            )
+        features = outputs["layer3_5"]
+
+    Enter it inside whatever is traced.
+
+    Args:
+      layer: a name of `layer_names`; "": none.
+
+    Yields:
+      A dict that has, after the model was applied, `layer` -> array.
+    """
+    outputs = {}
+
+    def keep(name, output):
+        if name == layer:
+            outputs[name] = output
+        return output
+
+    if not layer:
+        yield outputs
+        return
+    with flax_linen.intercept_methods(_interceptor(_numbered(keep, {}))):
+        yield outputs
+
+
+def finer_layer(model, variables, image_shape=(224, 224, 3), *, times: int = 2) -> str:
+    """The last layer whose map is so many times as fine as that of the features.
+
+    For a model with a `features` method, as `models` has them: of the layers that cut
+    the model, the last of so many times the height and width of its features; one
+    inside a block only where there is no other. It is "layer3_5" of a ResNet-50 at 224
+    pixels, "block10" of EfficientNet-Lite0.
+
+    Args:
+      model: a linen module with `features`.
+      variables: its variables, arrays or `jax.ShapeDtypeStruct`s.
+      image_shape: (H', W', channels).
+      times: at least 1.
+
+    Raises:
+      ValueError: there is none.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    features = jax.eval_shape(
+        lambda variables, images: model.apply(variables, images, method="features"),
+        variables,
+        image,
+    )
+    size = tuple(times * n for n in features.shape[1:3])
+
+    def cut(layer, variables):
+        linen(model, variables, layer, image_shape=image_shape)
+
+    shapes = layer_names(model, variables, image_shape)
+    fine = [name for name, shape in shapes.items() if shape[:2] == size][::-1]
+    for name in sorted(fine, key=lambda name: name.count("/")):
+        with contextlib.suppress(ValueError):  # inside a block
+            jax.eval_shape(functools.partial(cut, name), variables)
+            return name
+    raise ValueError(
+        f"no layer with a map of {size[0]} x {size[1]}, {times} times as fine as the "
+        "features, cuts the model; name a layer (ibsgl models NAME --layers lists them)"
+    )
+
+
 def layer_names(
     model, variables=None, image_shape=(224, 224, 3), **call_kwargs
 ) -> dict[str, tuple[int, ...]]:
@@ -215,17 +292,23 @@ def _output_shapes(call, variables, image):
     return outputs, hidden
 
 
+def _interceptor(tap):
+    """Passes what each submodule of a linen module returns through `tap`."""
+
+    def interceptor(next_fn, args, kwargs, context):
+        output = next_fn(*args, **kwargs)
+        if context.method_name != "__call__" or not context.module.path:
+            return output
+        return tap("/".join(context.module.path), output)
+
+    return interceptor
+
+
 def _linen_call(model, **apply_kwargs):
     def call(variables, images, tap):
-        def interceptor(next_fn, args, kwargs, context):
-            output = next_fn(*args, **kwargs)
-            if context.method_name != "__call__" or not context.module.path:
-                return output
-            return tap("/".join(context.module.path), output)
-
         # Entered here, inside whatever is traced: around a function that is already
         # jitted it would be ignored.
-        with flax_linen.intercept_methods(interceptor):
+        with flax_linen.intercept_methods(_interceptor(tap)):
             return model.apply(variables, images, **apply_kwargs)
 
     return call

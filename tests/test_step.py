@@ -13,6 +13,7 @@ import pytest
 
 from configs import default
 from ibsgl_jax import (
+    attribution,
     bottleneck,
     feature_stats,
     guidance,
@@ -340,13 +341,22 @@ class TestTeacherLayer:
         layer = "layer1_0"
         state = make_state(model, layer=layer)
         after, sums = jax.jit(make_step("guided", model, layer=layer))(state, batch)
-        features_fn, tail_fn = tapping.linen(
+        _, tail_fn = tapping.linen(
             model, state.variables, layer, image_shape=(32, 32, 3), train=False
         )
 
         @jax.jit
         def expected(images):
-            inner = features_fn(images)
+            # One pass, in training mode, gives both.
+            features, updated = model.apply(
+                state.variables,
+                images,
+                train=True,
+                method="features",
+                mutable=["batch_stats", "intermediates"],
+                capture_intermediates=lambda module, _: module.path == (layer,),
+            )
+            (inner,) = updated["intermediates"][layer]["__call__"]
             stats = feature_stats.update_moving(
                 state.feature_stats, inner, decay=GUIDED["decay"]
             )
@@ -364,13 +374,6 @@ class TestTeacherLayer:
                 feature_stats.moments(stats),
                 config=GUIDED["config"].bottleneck,
             ).saliency
-            features, _ = model.apply(
-                state.variables,
-                images,
-                train=True,
-                method="features",
-                mutable="batch_stats",
-            )
             guided = guidance.guide(
                 None,
                 make_head_fn(model, state.variables),
@@ -389,6 +392,32 @@ class TestTeacherLayer:
         # Not the teacher of the last layer.
         _, last = jax.jit(make_step("guided", model))(make_state(model), batch)
         assert abs(float(last["saliency_loss"][0] / loss) - 1) > 0.01
+
+    def test_costs_no_second_pass_up_to_the_layer(self):
+        """A guided step by a CAM has the plain step's convolutions and those behind."""
+        model, batch = make_model(), make_batch(8)
+        state, layer = make_state(model, layer="layer1_0"), "layer1_0"
+        _, tail_fn = tapping.linen(
+            model, state.variables, layer, image_shape=(32, 32, 3), train=False
+        )
+
+        def cam(features):
+            return attribution.hirescam(tail_fn, features, batch["label"])
+
+        def count(fn, *args):
+            text = jax.jit(fn).lower(*args).compile().as_text()
+            return text.count(" convolution(") + text.count(" dot(")
+
+        def steps(kind, **options):
+            return count(make_step(kind, model, **options), state, batch)
+
+        plain = steps("plain")
+        inner, last = (
+            steps("guided", teacher="hirescam", layer=at) for at in (layer, "")
+        )
+        features = jnp.ones((8, *state.feature_stats.mean.shape))
+        assert 0 < inner - last <= count(cam, features)
+        assert last - plain < count(cam, features)
 
     def test_devices_share_its_statistics_and_wait_for_no_other(self):
         """Two steps, the second not guided: as on one device, and its statistics stay.
@@ -418,8 +447,9 @@ class TestTeacherLayer:
             state, sums = run(state, batch)
             assert float(sums["kl"][1]) == 0
             state = jax.device_get(state)
-            chex.assert_trees_all_equal(state.feature_stats, first.feature_stats)
-            assert float(state.feature_stats.count) == 16
+            # Seen in every step, guided or not; the decay is .9.
+            np.testing.assert_allclose(first.feature_stats.count, 16)
+            np.testing.assert_allclose(state.feature_stats.count, 0.9 * 16 + 16)
             outcome[num_devices] = state
         chex.assert_trees_all_close(
             outcome[1].feature_stats, outcome[4].feature_stats, rtol=1e-3, atol=1e-4
@@ -429,11 +459,14 @@ class TestTeacherLayer:
         )
 
     def test_no_gradient_through_the_teacher(self):
-        """A frozen copy of the network teaches the same and changes no gradient."""
+        """A frozen copy of the network teaches the same and changes no gradient.
+
+        At a layer that batch statistics have no part in.
+        """
         model, batch = make_model(), make_batch(8)
-        state = make_state(model, layer="layer1_0")
-        own = make_step("guided", model, layer="layer1_0")
-        frozen = make_step("guided", model, layer="layer1_0", teacher="frozen")
+        state = make_state(model, layer="conv1")
+        own = make_step("guided", model, layer="conv1")
+        frozen = make_step("guided", model, layer="conv1", teacher="frozen")
         after, _ = jax.jit(own)(state, batch)
         other, _ = jax.jit(frozen)(state, batch, state.variables)
         chex.assert_trees_all_close(after.params, other.params, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -162,6 +163,64 @@ class TestLinen:
         for layer in ("conv", "conv#2"):
             halves = tapping.linen(model, variables, layer, image_shape=IMAGE_SHAPE)
             check_halves(*halves, logits, images(), (2, *IMAGE_SHAPE))
+
+
+class TestKept:
+    def test_is_the_layer_of_the_pass_itself(self):
+        model, variables = resnet()
+
+        @jax.jit
+        def step(variables, images):
+            with tapping.kept("layer2_0") as outputs:
+                logits, updated = model.apply(
+                    variables, images, train=True, mutable=["batch_stats"]
+                )
+            assert list(outputs) == ["layer2_0"]
+            return logits, updated, outputs["layer2_0"]
+
+        logits, updated, inner = step(variables, images())
+        expected, captured = model.apply(
+            variables,
+            images(),
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: module.path == ("layer2_0",),
+        )
+        (layer,) = captured["intermediates"]["layer2_0"]["__call__"]
+        np.testing.assert_allclose(inner, layer, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(
+            updated["batch_stats"], captured["batch_stats"], rtol=1e-4, atol=1e-5
+        )
+
+    def test_nothing_is_kept_without_a_layer(self):
+        model, variables = resnet()
+        with tapping.kept("") as outputs:
+            jax.eval_shape(model.apply, variables, images())
+        assert outputs == {}
+
+
+class TestFinerLayer:
+    @pytest.mark.parametrize(
+        "name, size, layer",
+        [
+            ("small_resnet", 48, "layer1_0"),
+            ("resnet18", 64, "layer3_1"),
+            ("resnet50", 224, "layer3_5"),
+            ("efficientnet_lite0", 224, "block10"),
+        ],
+    )
+    def test_of_the_models(self, name, size, layer):
+        model, shape = models.create(name, num_classes=3), (size, size, 3)
+        variables = jax.eval_shape(
+            model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), "float32")
+        )
+        assert tapping.finer_layer(model, variables, shape) == layer
+
+    def test_there_is_none(self):
+        model, variables = resnet()
+        with pytest.raises(ValueError, match="no layer with a map of .*, 100 times"):
+            tapping.finer_layer(model, variables, IMAGE_SHAPE, times=100)
 
 
 class TestNNX:

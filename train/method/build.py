@@ -12,7 +12,8 @@ from ibsgl_jax.models import own
 from train.data import dataset
 from train.devices import AXIS, over_devices
 from train.errors import ConfigError
-from train.method import guided, icasc, saliency_guided
+from train.method import guided, icasc, saliency_guided, teacher
+from train.method.state import layer_name
 from train.method.step import eval_step, train_step
 
 # A method is a penalty: ``(model, phase, context) -> penalty_fn``, or None for none.
@@ -129,6 +130,7 @@ def make_step(
     return functools.partial(
         train_step,
         penalty_fn=make_penalty(config, phase, steps_per_epoch, model, axis_name),
+        layer=taught_layer(phase, model, config.image_size),
         model=model,
         tx=tx,
         base_key=make_base_key(config, generation),
@@ -142,6 +144,13 @@ def make_step(
         skip_nonfinite=config.skip_nonfinite,
         axis_name=axis_name,
     )
+
+
+def taught_layer(phase, model, image_size: int) -> str:
+    """The inner layer that the network teaches itself at; "" for none."""
+    if phase.get("teacher") not in teacher.METHODS:
+        return ""
+    return layer_name(model, phase.teacher_layer, (image_size, image_size, 3))
 
 
 def make_base_key(config, generation):

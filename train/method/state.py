@@ -1,5 +1,6 @@
 """What a training run carries from step to step."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,6 +9,9 @@ from flax import struct
 
 from ibsgl_jax import feature_stats, tapping
 from ibsgl_jax.models import make_features_fn, make_head_fn
+
+# The teacher's layer by its stride: the last of twice the features' resolution.
+FINER = "2x"
 
 
 class TrainState(struct.PyTreeNode):
@@ -64,7 +68,7 @@ def restart(
       image_size: side of the images.
       ema: with a moving average of the parameters.
       layer: inner layer whose features the statistics are of (a name of
-        ``tapping.layer_names``); "" for the features before the head.
+        ``tapping.layer_names``, or ``FINER``); "" for the features before the head.
 
     Raises:
       ValueError: the model has no such layer, or it does not cut it.
@@ -100,11 +104,33 @@ def state_options(config, phase) -> dict:
     }
 
 
+def layer_name(model, layer: str, image_shape) -> str:
+    """A layer's name; for ``FINER`` that of ``tapping.finer_layer``.
+
+    Raises:
+      ValueError: there is no such finer layer.
+    """
+    if layer != FINER:
+        return layer
+    try:
+        return _finer_layer(model, tuple(image_shape))
+    except TypeError:  # a model with options that have no hash
+        return _finer_layer.__wrapped__(model, tuple(image_shape))
+
+
+@functools.cache
+def _finer_layer(model, image_shape):
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return tapping.finer_layer(model, variables, image_shape)
+
+
 def tap(model, variables, layer: str, image_shape):
     """(features_fn, head_fn) of a network in evaluation mode; layer as for ``restart``.
 
     image_shape is (H', W', 3). Call both under jit.
     """
+    layer = layer_name(model, layer, image_shape)
     if layer:
         return tapping.linen(
             model, variables, layer, image_shape=image_shape, train=False

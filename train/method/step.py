@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ibsgl_jax import feature_stats, metrics, saliency
+from ibsgl_jax import feature_stats, metrics, saliency, tapping
+from ibsgl_jax.convolutions import fast_on_cpu
 from ibsgl_jax.models import make_head_fn
 from train.method.state import TrainState
 
@@ -32,6 +33,7 @@ class Forward(NamedTuple):
       labels: [N].
       variables: the model's, params and batch_stats.
       features, logits: [N, h, w, K] and [N, C], in training mode.
+      inner: [N, h', w', K'], of the step's ``layer``, by the same pass; or None.
       batch: as given, with mask [N, H, W] where the data set has masks.
       feature_stats: moving moments before this step (or part of a batch).
       state: TrainState before the step.
@@ -45,6 +47,7 @@ class Forward(NamedTuple):
     variables: Any
     features: jax.Array
     logits: jax.Array
+    inner: jax.Array | None
     batch: dict
     feature_stats: feature_stats.FeatureStats
     state: TrainState
@@ -58,6 +61,7 @@ def train_step(
     teacher_variables=None,
     *,
     penalty_fn=None,
+    layer="",
     model,
     tx,
     base_key,
@@ -80,6 +84,7 @@ def train_step(
       teacher_variables: of another network, for a penalty that asks for them.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
         and a dict of diagnostics, (sum, count) pairs; None for the task alone.
+      layer: a name of ``tapping.layer_names``, whose features the penalty sees too.
       model: with features and head methods; BatchNorm's axis is ``axis_name``.
       tx: optax transformation.
       base_key: of the phase; draws are keyed by step and place.
@@ -103,12 +108,13 @@ def train_step(
     key = jax.random.fold_in(base_key, state.step)
     num_examples *= jax.lax.axis_size(axis_name) if axis_name else 1
     shared = (state, teacher_variables, num_examples)
-    options = (learning is not None, image_stats, class_weights, label_smoothing, mixup)
+    options = layer, learning is not None, image_stats, class_weights
+    options += label_smoothing, mixup
 
     def loss_fn(params, batch_stats, stats, batch):
         variables = {"params": params, "batch_stats": batch_stats}
         forward, task, batch_stats = _forward(model, variables, batch, key, *options)
-        _, _, labels, _, _, logits, _ = forward
+        _, _, labels, _, _, logits, *_ = forward
         total, diagnostics = task, {}
         if penalty_fn is not None:
             penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))
@@ -121,8 +127,9 @@ def train_step(
         sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
         return jnp.mean(total), (batch_stats, stats, sums)
 
+    gradient_fn = fast_on_cpu(jax.grad(loss_fn, has_aux=True))
     gradient, (batch_stats, stats, sums) = _accumulate(
-        jax.grad(loss_fn, has_aux=True), state, batch, accumulate_steps
+        gradient_fn, state, batch, accumulate_steps
     )
     if axis_name:
         gradient, batch_stats = jax.lax.pmean((gradient, batch_stats), axis_name)
@@ -139,6 +146,7 @@ def _forward(
     variables,
     batch,
     key,
+    layer,
     is_frozen,
     image_stats,
     class_weights,
@@ -153,13 +161,18 @@ def _forward(
     images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
     mix = _make_mix(keys, mixup)
     images = mix(images)
-    if is_frozen:
-        features = model.apply(variables, images, method="features")
-        features, updated = jax.lax.stop_gradient(features), variables
-    else:
-        features, updated = model.apply(
-            variables, images, train=True, method="features", mutable=["batch_stats"]
-        )
+    with tapping.kept(layer) as inner:
+        if is_frozen:
+            features = model.apply(variables, images, method="features")
+            features, updated = jax.lax.stop_gradient(features), variables
+        else:
+            features, updated = model.apply(
+                variables,
+                images,
+                train=True,
+                method="features",
+                mutable=["batch_stats"],
+            )
     logits = model.apply(
         variables,
         features,
@@ -173,7 +186,8 @@ def _forward(
     task = optax.softmax_cross_entropy(logits, mix(targets))
     if class_weights is not None:
         task *= jnp.asarray(class_weights, jnp.float32)[labels]
-    forward = noise_keys, images, labels, variables, features, logits, batch
+    outputs = features, logits, inner.get(layer)
+    forward = noise_keys, images, labels, variables, *outputs, batch
     return forward, task, updated.get("batch_stats", {})
 
 

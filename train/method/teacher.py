@@ -35,10 +35,11 @@ def make_teacher(
         parameters; both by ``method``, in evaluation mode, for one more forward pass.
         "mask": the object's true mask (an oracle), from ``Forward.batch``.
       method: of ``METHODS``, for "frozen" and "average".
-      layer: whose features are explained (a name of ``tapping.layer_names``), in
-        evaluation mode; "" for those before the head. An inner layer costs a pass
-        through the network up to it, and the rest of the network, forward and backward:
-        once for a CAM, at every step and sample for the bottleneck.
+      layer: whose features are explained (a name of ``tapping.layer_names``); "" for
+        those before the head. Of the network itself they are ``Forward.inner``, from
+        the step's own pass; another network's cost its pass up to there. Behind an
+        inner layer comes the rest of the network in evaluation mode, forward and
+        backward: once for a CAM, at every step and sample for the bottleneck.
       power: the map divided by its maximum is raised to it: above 1 sharpens.
       config: BottleneckConfig.
       decay: of the moving feature statistics, which are those of the teacher's layer.
@@ -52,20 +53,16 @@ def make_teacher(
     """
     if teacher in METHODS:
         method = teacher
-    own_features = teacher in METHODS and not layer
 
     def teacher_fn(forward, head_fn):
-        frozen = jax.lax.stop_gradient(forward.features)
         now = is_guided(when, forward)
-        seen, rest_fn = frozen, head_fn
-        if not (own_features or teacher == "mask"):
-            seen, rest_fn = _seen(model, teacher, layer, forward, when)
+        seen, rest_fn = _seen(model, teacher, layer, forward, head_fn, when)
         stats = forward.feature_stats
         if method == "bottleneck" or teacher == "mask":
             stats = feature_stats.update_moving(
                 stats, seen, decay=decay, axis_name=axis_name
             )
-        if not (own_features or teacher == "mask"):
+        if teacher in NETWORKS:
             # Where the step is not guided, nothing was seen.
             stats = jax.tree.map(
                 lambda new, old: jnp.where(now, new, old), stats, forward.feature_stats
@@ -98,8 +95,10 @@ def teaches_by_bottleneck(phase) -> bool:
     return own or phase.get("teacher_method", "bottleneck") == "bottleneck"
 
 
-def _seen(model, teacher, layer, forward, when):
+def _seen(model, teacher, layer, forward, head_fn, when):
     """The teacher's features at its layer, and the rest of its network."""
+    if teacher == "mask" or (teacher in METHODS and not layer):
+        return jax.lax.stop_gradient(forward.features), head_fn
     state = forward.state
     variables = {
         "frozen": forward.teacher_variables,
@@ -108,6 +107,8 @@ def _seen(model, teacher, layer, forward, when):
     features_fn, rest_fn = tap(
         model, jax.lax.stop_gradient(variables), layer, forward.images.shape[1:]
     )
+    if teacher in METHODS:
+        return jax.lax.stop_gradient(forward.inner), rest_fn
     images = jax.lax.stop_gradient(forward.images)
     return if_guided(when, forward, lambda: features_fn(images)), rest_fn
 
