@@ -35,13 +35,13 @@ def guided_phase(**changes) -> ConfigDict:
     # "bottleneck", "hirescam", "layer_cam": that map of the network itself. "average":
     # of the moving average (set ema_decay). The name of an earlier phase: of that
     # network, frozen. "mask": the object's true mask, an oracle.
-    phase.teacher = "bottleneck"
-    phase.teacher_method = "bottleneck"  # of "average" and of an earlier phase
+    phase.teacher = "hirescam"
+    phase.teacher_method = "hirescam"  # of "average" and of an earlier phase
     # An inner layer, whose map is finer: its name, or "2x", the last one of twice the
-    # resolution. It costs a pass through what is behind it for a CAM, one for every
-    # step and sample of a bottleneck. "": the features before the head.
-    phase.teacher_layer = ""
-    phase.teacher_power = 1.0  # that map / max is raised to; above 1 sharpens it
+    # resolution if there is one. It costs a pass through what is behind it for a CAM,
+    # one for every step and sample of a bottleneck. "": the features before the head.
+    phase.teacher_layer = "2x"
+    phase.teacher_power = 2.0  # that map / max is raised to; above 1 sharpens it
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
     phase.every = 4  # steps: every fourth is guided, the others cost a plain one
     phase.release = 1 / 3  # share of the steps, the last ones, that are plain

@@ -1,4 +1,4 @@
-"""ImageNet, VGG-16: a head of three dense layers, so the bottleneck runs its full path.
+"""ImageNet, VGG-16, whose head is three dense layers.
 
     python -m train --config=configs/imagenet_vgg16.py --multihost
 
@@ -26,8 +26,4 @@ def get_config():
     for phase in (config.control, config.guided):
         phase.num_epochs = 5.0
         phase.learning_rate = 0.001
-    # Every noise sample runs the dense layers, forward and backward: 10 steps of 4
-    # samples are 40 passes in a guided step, twice those of the default's 20 of 1.
-    config.guided.bottleneck.num_steps = 10
-    config.guided.bottleneck.num_samples = 4
     return config

@@ -9,8 +9,7 @@ to choose it yourself, as --config.FIELD=VALUE.
 
 ``head`` fits the last layer on the features as ImageNet's weights give them, ``plain``
 goes on with all layers; ``control`` and ``guided`` start from the better one on the
-validation split. The teacher is the bottleneck at the last layer: behind a pooled head
-it is nearly free.
+validation split.
 """
 
 from configs import default

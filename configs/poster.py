@@ -18,6 +18,7 @@ def get_config():
     guided = config.guided
     guided.mu = 10.0
     guided.every = 1
+    guided.teacher, guided.teacher_power = "bottleneck", 1.0
     guided.teacher_layer = ""
     guided.bottleneck.num_steps = 10
     guided.bottleneck.num_samples = 10

@@ -196,20 +196,26 @@ def finer_layer(model, variables, image_shape=(224, 224, 3), *, times: int = 2) 
         variables,
         image,
     )
-    size = tuple(times * n for n in features.shape[1:3])
+    height, width = features.shape[1:3]
+
+    def is_fine(shape):  # a stride rounds up or down
+        return len(shape) == 3 and all(
+            n > m and n // times <= m <= -(-n // times)
+            for n, m in zip(shape[:2], (height, width), strict=True)
+        )
 
     def cut(layer, variables):
         linen(model, variables, layer, image_shape=image_shape)
 
     shapes = layer_names(model, variables, image_shape)
-    fine = [name for name, shape in shapes.items() if shape[:2] == size][::-1]
+    fine = [name for name, shape in shapes.items() if is_fine(shape)][::-1]
     for name in sorted(fine, key=lambda name: name.count("/")):
         with contextlib.suppress(ValueError):  # inside a block
             jax.eval_shape(functools.partial(cut, name), variables)
             return name
     raise ValueError(
-        f"no layer with a map of {size[0]} x {size[1]}, {times} times as fine as the "
-        "features, cuts the model; name a layer (ibsgl models NAME --layers lists them)"
+        f"no layer with a map {times} times as fine as the features, {height} x "
+        f"{width}, cuts the model; name a layer (ibsgl models NAME --layers lists them)"
     )
 
 

@@ -18,8 +18,6 @@ CONTROL = "control"
 
 def add_teachers(config) -> None:
     """The rows; each guided phase differs in its teacher alone."""
-    config.guided.teacher = "bottleneck"
-    config.guided.teacher_power = 1.0
     config.phases = ("plain", "control")
 
     def add(name, teacher, power=1.0, **fields):

@@ -2,11 +2,11 @@
 
 import copy
 
+from configs import bottleneck
 from configs.baselines import icasc, saliency_guided
 
-# The bottleneck at the last layer, as in ``configs/default.py``, in place of an inner
-# one: next to nothing a step.
-LAST = dict(teacher_layer="")
+# The bottleneck at the last layer in place of an inner one: next to nothing a step.
+LAST = bottleneck.FIELDS | dict(teacher_layer="")
 
 
 def add(config, name: str, base: str = "guided", **fields) -> None:
@@ -36,7 +36,7 @@ def add_literal(config) -> None:
         "literal",
         mu=10.0,
         every=1,
-        teacher_layer="",
+        **LAST,
         bottleneck__num_steps=10,
         bottleneck__num_samples=10,
         bottleneck__blur_sigma=1.0,

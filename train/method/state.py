@@ -10,7 +10,8 @@ from flax import struct
 from ibsgl_jax import feature_stats, tapping
 from ibsgl_jax.models import make_features_fn, make_head_fn
 
-# The teacher's layer by its stride: the last of twice the features' resolution.
+# The teacher's layer by its stride: the last of twice the features' resolution, or the
+# features themselves where the model has none.
 FINER = "2x"
 
 
@@ -105,11 +106,7 @@ def state_options(config, phase) -> dict:
 
 
 def layer_name(model, layer: str, image_shape) -> str:
-    """A layer's name; for ``FINER`` that of ``tapping.finer_layer``.
-
-    Raises:
-      ValueError: there is no such finer layer.
-    """
+    """A layer's name; for ``FINER`` that of ``tapping.finer_layer``, "" without one."""
     if layer != FINER:
         return layer
     try:
@@ -122,7 +119,10 @@ def layer_name(model, layer: str, image_shape) -> str:
 def _finer_layer(model, image_shape):
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return tapping.finer_layer(model, variables, image_shape)
+    try:
+        return tapping.finer_layer(model, variables, image_shape)
+    except ValueError:
+        return ""
 
 
 def tap(model, variables, layer: str, image_shape):
