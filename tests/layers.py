@@ -75,6 +75,7 @@ OPTIONAL = {
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
+    "torch",
     "tqdm",
     "wandb",
 }

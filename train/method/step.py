@@ -5,6 +5,7 @@
 Metrics are (sum, count) pairs, summed over devices.
 """
 
+import functools
 import inspect
 from typing import Any, NamedTuple
 
@@ -108,25 +109,20 @@ def train_step(
     key = jax.random.fold_in(base_key, state.step)
     num_examples *= jax.lax.axis_size(axis_name) if axis_name else 1
     shared = (state, teacher_variables, num_examples)
-    options = layer, learning is not None, image_stats, class_weights
-    options += label_smoothing, mixup
-
-    def loss_fn(params, batch_stats, stats, batch):
-        variables = {"params": params, "batch_stats": batch_stats}
-        forward, task, batch_stats = _forward(model, variables, batch, key, *options)
-        _, _, labels, _, _, logits, *_ = forward
-        total, diagnostics = task, {}
-        if penalty_fn is not None:
-            penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))
-            total = task + penalty
-        per_example = {
-            "loss": total,
-            "task_loss": task,
-            "accuracy": metrics.accuracy(logits, labels),
-        }
-        sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
-        return jnp.mean(total), (batch_stats, stats, sums)
-
+    forward_fn = functools.partial(
+        _forward,
+        model,
+        key,
+        layer=layer,
+        is_frozen=learning is not None,
+        image_stats=image_stats,
+        class_weights=class_weights,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+    )
+    loss_fn = functools.partial(
+        _loss, forward_fn=forward_fn, penalty_fn=penalty_fn, shared=shared
+    )
     gradient_fn = fast_on_cpu(jax.grad(loss_fn, has_aux=True))
     gradient, (batch_stats, stats, sums) = _accumulate(
         gradient_fn, state, batch, accumulate_steps
@@ -141,11 +137,30 @@ def train_step(
     return _skip(state, after, sums, norm) if skip_nonfinite else (after, sums)
 
 
+def _loss(params, batch_stats, stats, batch, *, forward_fn, penalty_fn, shared):
+    """``mean(task + penalty)``; new statistics of both kinds and the step's sums."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    forward, task, batch_stats = forward_fn(variables, batch)
+    _, _, labels, _, _, logits, *_ = forward
+    total, diagnostics = task, {}
+    if penalty_fn is not None:
+        penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))
+        total = task + penalty
+    per_example = {
+        "loss": total,
+        "task_loss": task,
+        "accuracy": metrics.accuracy(logits, labels),
+    }
+    sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
+    return jnp.mean(total), (batch_stats, stats, sums)
+
+
 def _forward(
     model,
+    key,
     variables,
     batch,
-    key,
+    *,
     layer,
     is_frozen,
     image_stats,
