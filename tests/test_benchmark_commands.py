@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import (
     attribution,
+    folder,
     fuzz,
     growth,
     imputation,
@@ -15,10 +16,9 @@ from benchmarks import (
     resilience,
     step,
 )
+from configs import photos
 from ibsgl_jax import pretrained
 from ibsgl_jax.bottleneck import BottleneckConfig
-
-pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 def test_step(capsys):
@@ -39,6 +39,27 @@ def test_input(capsys):
     assert input.main(["--quick", "--seconds", "0.1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["input_per_step"] > 0
+
+
+def test_folder(tmp_path, monkeypatch, capsys):
+    def make_config():
+        config = get_config()
+        config.model = "small_resnet"
+        config.model_options = {"num_filters": 4}
+        config.plain.init = "random"
+        return config
+
+    get_config = photos.get_config
+    monkeypatch.setattr(photos, "get_config", make_config)
+    monkeypatch.setattr(folder, "SIZE", (40, 32))
+    monkeypatch.setattr(folder, "DISTINCT", 20)
+    monkeypatch.setattr(folder, "ROUNDS", 1)
+    assert folder.main([str(tmp_path / "big"), "--pictures", "40", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pictures"] == 40 and found["seconds_step"].keys() == {
+        "cache",
+        "memory",
+    }
 
 
 def test_growth(capsys):
@@ -81,8 +102,7 @@ def test_fuzz(tmp_path, capsys):
     assert found["inputs"] == 4 == sum(found["counts"]["photo"].values())
 
 
-def test_resilience(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_resilience(capsys):
     assert resilience.main(["--quick", "--kills", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["lost"] == 0 and found["rows"][0]["times"] == 1
