@@ -9,6 +9,7 @@ users run; a ``JAX_COMPILATION_CACHE_DIR`` that is kept makes the next session s
 """
 
 import atexit
+import collections
 import fcntl
 import os
 import pickle
@@ -34,6 +35,28 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
+
+# Files of few but long tests, which go first: the workers end together.
+FIRST = (
+    "test_benchmark_commands",
+    "test_multihost",
+    "test_sweep",
+    "test_configs",
+    "test_photos_road",
+    "test_wheel",
+    "test_compile",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Whole files, those of FIRST and then those of the most tests."""
+    count = collections.Counter(item.path for item in items)
+
+    def place(item):
+        file = item.path
+        return file.stem not in FIRST, -count[file], file
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

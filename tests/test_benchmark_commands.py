@@ -1,6 +1,7 @@
 """Every script of benchmarks/ runs, on little; what it measures is not judged."""
 
 import json
+import re
 
 import pytest
 
@@ -22,7 +23,7 @@ from ibsgl_jax.bottleneck import BottleneckConfig
 
 
 def test_step(capsys):
-    arguments = ["--quick", "--rounds", "1", "--variants", "guided, 10", "--json"]
+    arguments = ["--quick", "--rounds", "1", "--variants", "guided_10", "--json"]
     assert step.main(arguments) == 0
     plain, guided = json.loads(capsys.readouterr().out)["rows"]
     assert plain["ratio"] == 1.0 and guided["convolutions"] == plain["convolutions"]
@@ -45,7 +46,7 @@ def test_folder(tmp_path, monkeypatch, capsys):
     def make_config():
         config = get_config()
         config.model = "small_resnet"
-        config.model_options = {"num_filters": 4}
+        config.model_options = {"stage_sizes": (1,), "stage_strides": (2,)}
         config.plain.init = "random"
         return config
 
@@ -62,7 +63,8 @@ def test_folder(tmp_path, monkeypatch, capsys):
     }
 
 
-def test_growth(capsys):
+def test_growth(monkeypatch, capsys):
+    monkeypatch.setitem(growth.BASE, "filters", 4)
     assert growth.main(["--quick", "--rounds", "1"]) == 0
     assert capsys.readouterr().out
 
@@ -102,7 +104,9 @@ def test_fuzz(tmp_path, capsys):
     assert found["inputs"] == 4 == sum(found["counts"]["photo"].values())
 
 
-def test_resilience(capsys):
+def test_resilience(monkeypatch, capsys):
+    shorter = re.sub(r"num_epochs = \d", "num_epochs = 1", resilience.CONFIG)
+    monkeypatch.setattr(resilience, "CONFIG", shorter)
     assert resilience.main(["--quick", "--kills", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["lost"] == 0 and found["rows"][0]["times"] == 1
