@@ -131,12 +131,12 @@ def table(row: dict) -> str:
     return markdown(("figure", "value"), cells.items())
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=10_000)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not arguments.folder.exists():
         draw(arguments.folder, arguments.pictures)
     with tempfile.TemporaryDirectory() as cache:

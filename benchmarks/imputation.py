@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse.linalg
 
 from ibsgl_jax import imputation
+from train.show.markdown import markdown
 
 KINDS, FRACTIONS, STEPS = ("disc", "scattered"), (0.1, 0.5, 0.9), 100
 
@@ -93,29 +94,40 @@ def errors(found, exact, hole):
     return np.abs(difference).max(), np.sqrt(np.mean(difference**2))
 
 
+def rows(size):
+    """The table's rows for images of size x size."""
+    image = make_image(size)
+    holes = list(itertools.product(KINDS, FRACTIONS))
+    masks = np.stack([make_hole(*hole, size) for hole in holes])
+    images = jnp.broadcast_to(image, (len(masks), *image.shape))
+    found, steps = jax.jit(imputation.solve)(images, masks)
+    for (kind, share), mask, one, count in zip(holes, masks, found, steps, strict=True):
+        exact = solved_directly(image, mask)
+        before = errors(stopped_early(image, mask), exact, mask)
+        now = errors(one, exact, mask)
+        yield (
+            str(size),
+            f"{share:.0%}, {kind}",
+            *(f"{error:.1e}" for error in before),
+            str(count),
+            *(f"{error:.1e}" for error in now),
+        )
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[224, 448])
-    print(
-        f"| pixels | hole | {STEPS} steps: largest | rms | now: steps | largest | rms |"
+    sizes = parser.parse_args(argv).sizes
+    header = (
+        "pixels",
+        "hole",
+        f"{STEPS} steps: largest",
+        "rms",
+        "now: steps",
+        "largest",
+        "rms",
     )
-    print("|---|---|---|---|---|---|---|")
-    for size in parser.parse_args(argv).sizes:
-        image = make_image(size)
-        holes = list(itertools.product(KINDS, FRACTIONS))
-        masks = np.stack([make_hole(*hole, size) for hole in holes])
-        images = jnp.broadcast_to(image, (len(masks), *image.shape))
-        found, steps = jax.jit(imputation.solve)(images, masks)
-        for (kind, share), mask, one, count in zip(
-            holes, masks, found, steps, strict=True
-        ):
-            exact = solved_directly(image, mask)
-            before = errors(stopped_early(image, mask), exact, mask)
-            now = errors(one, exact, mask)
-            print(
-                f"| {size} | {share:.0%}, {kind} | {before[0]:.1e} | {before[1]:.1e} | "
-                f"{count} | {now[0]:.1e} | {now[1]:.1e} |"
-            )
+    print(markdown(header, [row for size in sizes for row in rows(size)]))
     return 0
 
 

@@ -191,7 +191,12 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="the quickstart's only")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS)
-    parser.add_argument("--variants", nargs="+", help="beside plain; all if absent")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(make_phases("layer"))[1:],
+        help="beside plain; all if absent",
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args(argv)

@@ -169,6 +169,7 @@ class TestGoldens:
         )
         assert_close_to_peak(product, ATTRS["inputxgradient"], 5e-7)
 
+    @pytest.mark.usefixtures("optimized")
     @pytest.mark.parametrize("rule", attribution.RULES)
     def test_integrated_gradients(self, rule):
         ours = both_classes(

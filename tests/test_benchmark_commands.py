@@ -1,11 +1,13 @@
 """Every script of benchmarks/ runs, on little; what it measures is not judged."""
 
 import json
+import re
 
 import pytest
 
 from benchmarks import (
     attribution,
+    folder,
     fuzz,
     growth,
     imputation,
@@ -15,14 +17,13 @@ from benchmarks import (
     resilience,
     step,
 )
+from configs import photos
 from ibsgl_jax import pretrained
 from ibsgl_jax.bottleneck import BottleneckConfig
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def test_step(capsys):
-    arguments = ["--quick", "--rounds", "1", "--variants", "guided, 10", "--json"]
+    arguments = ["--quick", "--rounds", "1", "--variants", "guided_10", "--json"]
     assert step.main(arguments) == 0
     plain, guided = json.loads(capsys.readouterr().out)["rows"]
     assert plain["ratio"] == 1.0 and guided["convolutions"] == plain["convolutions"]
@@ -41,7 +42,29 @@ def test_input(capsys):
     assert row["input_per_step"] > 0
 
 
-def test_growth(capsys):
+def test_folder(tmp_path, monkeypatch, capsys):
+    def make_config():
+        config = get_config()
+        config.model = "small_resnet"
+        config.model_options = {"stage_sizes": (1,), "stage_strides": (2,)}
+        config.plain.init = "random"
+        return config
+
+    get_config = photos.get_config
+    monkeypatch.setattr(photos, "get_config", make_config)
+    monkeypatch.setattr(folder, "SIZE", (40, 32))
+    monkeypatch.setattr(folder, "DISTINCT", 20)
+    monkeypatch.setattr(folder, "ROUNDS", 1)
+    assert folder.main([str(tmp_path / "big"), "--pictures", "40", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pictures"] == 40 and found["seconds_step"].keys() == {
+        "cache",
+        "memory",
+    }
+
+
+def test_growth(monkeypatch, capsys):
+    monkeypatch.setitem(growth.BASE, "filters", 4)
     assert growth.main(["--quick", "--rounds", "1"]) == 0
     assert capsys.readouterr().out
 
@@ -82,7 +105,8 @@ def test_fuzz(tmp_path, capsys):
 
 
 def test_resilience(monkeypatch, capsys):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    shorter = re.sub(r"num_epochs = \d", "num_epochs = 1", resilience.CONFIG)
+    monkeypatch.setattr(resilience, "CONFIG", shorter)
     assert resilience.main(["--quick", "--kills", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["lost"] == 0 and found["rows"][0]["times"] == 1

@@ -20,8 +20,6 @@ from train.method.build import make_model, make_optimizer, make_schedule, make_s
 from train.method.state import create_state
 from train.tpu import ahead
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def small_config():
     config = tiny_run.make_config("runs/data")

@@ -33,8 +33,6 @@ from train.run.plan import plan_phases
 from train.run.start import initial_state
 from train.run.stop import Stop
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 ROOT = Path(__file__).parents[1]
 SMALL_RESNET = {"stage_sizes": (1, 1), "num_filters": 4}
 SMALL_VGG = {"stage_widths": (4, 4, 8, 8, 8), "dense_features": 16}

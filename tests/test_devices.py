@@ -23,6 +23,7 @@ from ibsgl_jax.models import PooledLinear
 from train.method import build
 from train.method.state import create_state, state_options
 from train.method.step import train_step
+from train.show.markdown import markdown
 
 AXIS = "devices"
 RIVALS = {
@@ -174,7 +175,6 @@ def some(cases):
     return [c if c in cases else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
 
 
-@pytest.mark.usefixtures("compile_cache")
 class TestShares:
     @pytest.mark.parametrize("case", some(("saliency_guided", "literal_bottleneck")))
     def test_four_devices(self, case):
@@ -210,11 +210,11 @@ def main():
     jax.config.update("jax_disable_most_optimizations", True)  # quicker to compile
     settings = {"2 devices": (2, 1, True), "4 devices": (4, 1, True)}
     settings |= {"2 parts": (1, 2, False), "2 devices in 2 parts": (2, 2, False)}
-    print("| step |", " | ".join(settings), "|")
-    print("|---" * (1 + len(settings)) + "|")
-    for case in CASES:
-        found = (f"{difference(case, *each):.0e}" for each in settings.values())
-        print(f"| {case} |", " | ".join(found), "|", flush=True)
+    rows = [
+        (case, *(f"{difference(case, *each):.0e}" for each in settings.values()))
+        for case in CASES
+    ]
+    print(markdown(("step", *settings), rows))
 
 
 if __name__ == "__main__":

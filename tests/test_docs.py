@@ -63,7 +63,7 @@ def snippets(page):
 
 
 @pytest.fixture(scope="module")
-def own_loop(compile_cache):
+def own_loop():
     """The README's loss for a network of one dense layer and a dense head."""
     scope = {}
     exec(next(snippets(PAGES[0])).values[0], scope)
@@ -108,8 +108,7 @@ def small_runs(monkeypatch):
     monkeypatch.setattr(loop, "train_and_evaluate", train_small)
 
 
-# LLVM's slower passes would only take longer.
-@pytest.mark.usefixtures("compile_cache", "small_runs")
+@pytest.mark.usefixtures("small_runs")
 class TestSnippets:
     @pytest.mark.parametrize("source", [s for page in PAGES for s in snippets(page)])
     def test_runs(self, source, request, tmp_path, monkeypatch):
@@ -283,15 +282,21 @@ def help_of(module, subcommand):
     return printed.getvalue()
 
 
-def config_fields(words):
-    """The configuration that the words name, and the fields that they set."""
+def config_fields(page, words):
+    """The configuration that the words name, and the fields that they set.
+
+    A file without a folder is the reader's own, which the page shows.
+    """
     files = [w.partition("=")[2] for w in words if w.startswith("--config=")]
-    file = ROOT / (files[0] if files and files[0] != "..." else "configs/quickstart.py")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    file = files[0] if files and files[0] != "..." else "configs/quickstart.py"
+    if "/" in file:
+        scope = runpy.run_path(str(ROOT / file))
+    else:
+        own = rf'```python\n("""[^"\n]*/{file}""".*?)```'
+        scope = {}
+        exec(re.search(own, (ROOT / page).read_text(), flags=re.DOTALL)[1], scope)
     fields = [w.partition("=")[0] for w in words if w.startswith("--config.")]
-    return module.get_config(), [f.removeprefix("--config.") for f in fields]
+    return scope["get_config"](), [f.removeprefix("--config.") for f in fields]
 
 
 COMMANDS = sorted(
@@ -325,6 +330,7 @@ RUN_BY = {
         (f"benchmarks.{script}", None): f"test_benchmark_commands.py::test_{script}"
         for script in (
             "attribution",
+            "folder",
             "fuzz",
             "growth",
             "imputation",
@@ -380,7 +386,7 @@ class TestCommands:
     def test_fields_and_files_exist(self):
         for page, module, _, words in COMMANDS:
             if module in ("train", "train.compile"):
-                config, fields = config_fields(words)
+                config, fields = config_fields(page, words)
                 for field in fields:
                     part = config
                     for key in field.split("."):

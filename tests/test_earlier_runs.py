@@ -18,7 +18,6 @@ from train import evaluate, scores
 from train.errors import ConfigError
 from train.run import loop
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 # What measures are made of.
 NO_MEASURES = {"confidence", "probability", "runner_up_probability"}
 PHASES = ["plain", "guided"]

@@ -24,8 +24,6 @@ from train.method.build import make_step
 from train.run import checkpoint, loop, watch
 from train.run.stop import Stopped
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -66,7 +64,7 @@ def interrupted(monkeypatch, at_batch, action):
 
 
 @pytest.fixture(scope="module")
-def whole(photo_digits_dir, tmp_path_factory, compile_cache):
+def whole(photo_digits_dir, tmp_path_factory):
     """An uninterrupted guided run of 8 steps: its folder and its outcome."""
     workdir = tmp_path_factory.mktemp("whole")
     config = tiny_run.make_guided_config(photo_digits_dir)

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 import jax
-jax.config.update("jax_disable_most_optimizations", True)
 import numpy as np
 from tests import tiny_run
 from train.run import loop

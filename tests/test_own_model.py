@@ -15,7 +15,6 @@ from train import evaluate
 from train.errors import ConfigError
 from train.run import loop, saved_run
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 SOURCE = '''
 import jax.numpy as jnp
 from flax import linen as nn
@@ -120,7 +119,7 @@ def make_config(folder, name="Net"):
 
 
 @pytest.fixture(scope="module")
-def run(module, tmp_path_factory, compile_cache):
+def run(module, tmp_path_factory):
     """(folder of pictures, workdir) of a run of the model."""
     top = tmp_path_factory.mktemp("run")
     folder = pictures.fill(top / "photos", number=16)

@@ -20,7 +20,6 @@ from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
 from train.run import choose, loop, saved_run
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 PHASES = ("head", "plain", "control", "guided")
 
 
@@ -65,7 +64,7 @@ def make_config(**changes):
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory, compile_cache):
+def road(tmp_path_factory):
     """A run of all phases: its folder of pictures, its workdir, its states."""
     top = tmp_path_factory.mktemp("road")
     folder = fill(top / "squares")

@@ -17,8 +17,6 @@ from train.run import loop, results
 from train.run.plan import plan_phases
 from train.run.stop import Stop, Stopped, on_signals
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def make_data(config, *, num=64, num_classes=10, **fields):
     side = config.image_size

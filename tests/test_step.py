@@ -39,7 +39,6 @@ GUIDED = dict(
 LEARNING_RATE = 0.1
 
 # XLA's passes are what a test is about; LLVM's would only take longer.
-pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 def make_model(**options):
@@ -111,7 +110,7 @@ def shard(batch, num_devices):
 
 
 @pytest.fixture(scope="module", params=["plain", "guided"])
-def runs(request, compile_cache):
+def runs(request):
     """Three steps on one device and on eight, with the traces counted."""
     model = make_model(axis_name=AXIS)
     outcome = {}

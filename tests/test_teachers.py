@@ -10,8 +10,6 @@ from train import teachers
 from train.measure import splits
 from train.run import saved_run
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, photo_digits_dir):

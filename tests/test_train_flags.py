@@ -1,5 +1,6 @@
 """Every flag of the commands that absl parses, absurd: one line, status 2, no file."""
 
+import functools
 import sys
 
 import grain.python  # noqa: F401  (has flags of its own, which the saver keeps)
@@ -9,6 +10,7 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from configs import default
+from ibsgl_jax.models import own
 from tests import layers
 from tests.quick_explain import snapshot
 from train import __main__ as training
@@ -50,6 +52,9 @@ class Accepted(Exception):
     """The command would have begun its work."""
 
 
+CHECK = functools.cache(own.check)  # each network is looked at once
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch, photo_digits_dir):
     """Where the commands run: like the project's, but that all written is seen."""
@@ -57,6 +62,7 @@ def folder(tmp_path, monkeypatch, photo_digits_dir):
     (tmp_path / "configs").symlink_to(layers.ROOT / "configs")
     (tmp_path / "tiny.py").write_text(TINY)
     monkeypatch.setenv("PHOTO_DIGITS", str(photo_digits_dir))
+    monkeypatch.setattr(own, "check", CHECK)
     return tmp_path
 
 

@@ -210,7 +210,6 @@ class TestCommand:
             f"--config={tmp_path / 'tiny.py'}",
             "--config.phases=('plain',)",
             f"--workdir={tmp_path / 'run'}",
-            JAX_DISABLE_MOST_OPTIMIZATIONS="1",
         )
         assert done.returncode == 0, done.stderr
         assert "| plain |" in done.stdout

@@ -74,17 +74,16 @@ def find_faults(config, faults: Faults):
     """
     if faults.has("model", "dtype", "image_size"):
         return
-    model, tx = make_model(config, num_classes=2), optax.identity()
+    model = make_model(config, num_classes=2)
     try:
         own.check(model, config.image_size)
-        fresh = jax.eval_shape(
-            lambda: create_state(jax.random.key(0), model, tx, config.image_size)
-        )
     except Exception as error:  # noqa: BLE001  (a model of one's own raises anything)
         reason = _impossible(config, error).removeprefix("model")
         faults.add("model", reason, of="image_size")
         return
     if any(config[name].init == "pretrained" for name in config.phases):
+        key, tx = jax.random.key(0), optax.identity()
+        fresh = jax.eval_shape(lambda: create_state(key, model, tx, config.image_size))
         with faults.gather():
             _pretrained(config, fresh)
 
