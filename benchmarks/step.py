@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.floor import make_floor
-from configs import default
+from configs import bottleneck, default
 from configs.baselines import icasc, saliency_guided
 from ibsgl_jax import models
 from train.method.build import make_optimizer, make_penalty
@@ -36,7 +36,7 @@ NETWORKS = {
     "quickstart": ("small_resnet", 48, 10, 64, 1024, "layer1_0"),
     "resnet18_64": ("resnet18", 64, 200, 8, 256, "layer3_1"),
     "resnet50_224": ("resnet50", 224, 1000, 8, 128, "layer3_5"),
-    "vgg16_224": ("vgg16", 224, 1000, 8, 64, None),
+    "vgg16_224": ("vgg16", 224, 1000, 8, 64, "conv4_3"),
 }
 
 
@@ -47,7 +47,9 @@ EVERY = 4
 def make_phases(inner_layer=None) -> dict:
     """dict name -> phase of a configuration; "plain" first."""
     made = {"plain": default.plain_phase()}
-    guided = functools.partial(default.guided_phase, release=0.0)
+    guided = functools.partial(
+        default.guided_phase, release=0.0, teacher_layer="", **bottleneck.FIELDS
+    )
     for n in NUM_STEPS:
         made[f"guided_{n}"] = guided(every=1)
         made[f"guided_{n}"].bottleneck.num_steps = n
@@ -58,11 +60,8 @@ def make_phases(inner_layer=None) -> dict:
         )
         for every in (1, EVERY):
             ending = "" if every == 1 else f"_every_{every}"
-            made["hirescam_squared" + ending] = guided(
-                every=every,
-                teacher="hirescam",
-                teacher_power=2.0,
-                teacher_layer=inner_layer,
+            made["hirescam_squared" + ending] = default.guided_phase(
+                every=every, release=0.0, teacher_layer=inner_layer
             )
     made["saliency_guided"] = saliency_guided.phase()
     made["icasc"] = icasc.phase()

@@ -10,6 +10,7 @@ import pytest
 from jax import export
 
 from configs import default
+from configs.sweeps import variants
 from ibsgl_jax import bottleneck, models
 from ibsgl_jax.feature_stats import Moments
 from tests import tiny_run
@@ -25,6 +26,7 @@ def small_config():
     config = tiny_run.make_config("runs/data")
     with config.unlocked():
         config.image_size = 24
+        config.guided.update(variants.LAST)
     return config
 
 

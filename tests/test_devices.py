@@ -18,7 +18,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from configs import default
+from configs import bottleneck, default
 from ibsgl_jax.models import PooledLinear
 from train.method import build
 from train.method.state import create_state, state_options
@@ -33,7 +33,7 @@ RIVALS = {
 GUIDED = {
     "bottleneck": {},
     "inner_bottleneck": {"teacher_layer": "conv1"},
-    "hirescam": {"teacher": "hirescam", "teacher_layer": "conv1", "teacher_power": 2.0},
+    "hirescam": {"teacher": "hirescam", "teacher_layer": "2x", "teacher_power": 2.0},
     "layer_cam": {"teacher": "layer_cam"},
     "frozen": {"teacher": "before"},
     "frozen_cam": {"teacher": "before", "teacher_method": "layer_cam"},
@@ -109,8 +109,9 @@ def make_config(case, parts):
         config.before = default.plain_phase()
         if case in GUIDED:
             phase = default.guided_phase(
-                mu=50.0, every=1, release=0.0, only_right=False
+                mu=50.0, every=1, release=0.0, only_right=False, teacher_layer=""
             )
+            phase.update(bottleneck.FIELDS)
             phase.bottleneck.num_steps = 3
             phase.update(ConfigDict(GUIDED[case]))
             config.phase = phase
