@@ -336,24 +336,26 @@ class TestBounds:
     @pytest.mark.parametrize("size", [1e18, 1e25, 1e37])
     def test_huge_features_give_finite_maps(self, size, pooled):
         head = PooledLinear(jax.random.normal(jax.random.key(1), (6, 3)), jnp.zeros(3))
-        head_fn = head if pooled else lambda features: head(jnp.tanh(features))
         draws = jax.random.normal(jax.random.key(0), (5, 4, 4, 6))
         features = size * jnp.clip(draws, 0.0, 1.0)
         stats = feature_stats.init((4, 4, 6))
         for part in (features[:2], features[2:]):
             stats = feature_stats.update(stats, part)
-        result = jax.jit(
-            lambda key, features: bottleneck.attribute(
-                key,
-                head_fn,
-                features,
-                jnp.zeros(5, jnp.int32),
-                feature_stats.moments(stats),
-                config=BottleneckConfig(num_steps=3, num_samples=2),
-            )
-        )(jax.random.key(0), features)
+        result = self.run(head, features, feature_stats.moments(stats), pooled)
         assert_finite(result)
         assert jnp.any(result.saliency > 0)
+
+    @staticmethod
+    @functools.partial(jax.jit, static_argnames="pooled")
+    def run(head, features, moments, pooled):
+        return bottleneck.attribute(
+            jax.random.key(0),
+            head if pooled else lambda features: head(jnp.tanh(features)),
+            features,
+            jnp.zeros(5, jnp.int32),
+            moments,
+            config=BottleneckConfig(num_steps=3, num_samples=2),
+        )
 
     def test_the_least_deviation_is_finite_too(self):
         head, features, labels, moments = small_case()

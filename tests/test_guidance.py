@@ -313,8 +313,8 @@ class TestTeacher:
         head, features, labels, _ = small_case()
         moments, key = small_moments(features), jax.random.key(4)
         result = guide_few(key, head, features, labels, moments)
-        expected = bottleneck.attribute(
-            key, head, features, labels, moments, config=FEW
+        expected = jax.jit(functools.partial(bottleneck.attribute, config=FEW))(
+            key, head, features, labels, moments
         )
         np.testing.assert_allclose(
             result.teacher, expected.saliency, rtol=1e-4, atol=1e-5
@@ -490,17 +490,21 @@ def test_a_plain_step_is_the_mean_over_the_whole_batch():
     teacher = jnp.asarray(generator.random((4, 3, 3)), jnp.float32)
     labels = jnp.array([0, 1, 2, 0])
 
-    def target(part, num_examples=None):
+    @functools.partial(jax.jit, static_argnames="num_examples")
+    def guide(features, labels, teacher, num_examples):
         return guidance.guide(
             None,
             head,
-            features[part],
-            labels[part],
+            features,
+            labels,
             None,
             config=GuidanceConfig(step="plain", step_size=1.0),
-            teacher=teacher[part],
+            teacher=teacher,
             num_examples=num_examples,
         ).target_features
+
+    def target(part, num_examples=None):
+        return guide(features[part], labels[part], teacher[part], num_examples)
 
     whole = target(slice(None))
     halves = [target(slice(i, i + 2), 4) for i in (0, 2)]
@@ -511,8 +515,10 @@ def test_a_plain_step_is_the_mean_over_the_whole_batch():
 def test_features_that_are_not_rectified_have_a_finite_divergence():
     a = jnp.array([[[[-1.0, 0.0, 2.0]]]])
     for over in losses.KL_EXTENTS:
-        value, slope = jax.value_and_grad(
-            lambda a, over=over: losses.feature_kl(a, a - 1.0, over=over)[0]
+        value, slope = jax.jit(
+            jax.value_and_grad(
+                lambda a, over=over: losses.feature_kl(a, a - 1.0, over=over)[0]
+            )
         )(a)
         assert jnp.isfinite(value) and jnp.all(jnp.isfinite(slope))
         np.testing.assert_allclose(

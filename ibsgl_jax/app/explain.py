@@ -159,7 +159,7 @@ class Results:
                 if block.photos:
                     self._add_block(block, *explain_fn(block.pixels))
                 num_done += len(block.photos) + len(block.failures)
-                terminal.show_progress(f"explained {num_done} of {num_photos} photos")
+                terminal.show_progress(f"photo {num_done} of {num_photos}")
             complete = True
         except (KeyboardInterrupt, OSError) as error:
             stopped = error
