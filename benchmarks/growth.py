@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.step import make_step
 from configs import default
+from configs.sweeps import variants
 from ibsgl_jax import models
 from train.devices import AXIS, over_devices
 from train.method.build import make_optimizer
@@ -53,7 +54,7 @@ def measure(case, num_rounds):
         axis_name=axis_name,
     )
     tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
-    guided = default.guided_phase(every=1, release=0.0)
+    guided = default.guided_phase(every=1, release=0.0, **variants.LAST)
     guided.bottleneck.num_steps = case["steps"]
     both = {
         name: make_step(model, tx, phase, axis_name)

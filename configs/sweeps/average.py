@@ -18,5 +18,5 @@ def get_config():
     variants.quiet(config)
     config.ema_decay = 0.98
     config.phases = ("plain", "control")
-    variants.add(config, "average_teacher", teacher="average", **variants.LAST)
+    variants.add(config, "average_teacher", **variants.LAST | dict(teacher="average"))
     return config

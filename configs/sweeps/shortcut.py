@@ -37,5 +37,5 @@ def get_config():
     scratch |= dict(release=1 / 7, mu_warmup_epochs=config.plain.num_epochs / 2)
     scratch |= variants.LAST
     add("scratch", **scratch)
-    add("scratch_taught", teacher="plain", **scratch)
+    add("scratch_taught", **scratch | dict(teacher="plain"))
     return config

@@ -18,7 +18,7 @@ from train.method.build import (
     make_penalty,
 )
 from train.method.guided import ROUTES, guidance_config
-from train.method.state import create_state, state_options
+from train.method.state import FINER, create_state, state_options
 from train.method.teacher import METHODS as TEACHER_METHODS
 from train.method.teacher import TEACHERS
 
@@ -211,7 +211,7 @@ def _check_guided(config, name, done, faults):
 def _check_layer(config, phase, name, faults):
     """That the teacher's layer is one of the model's; no array is made for it."""
     options = state_options(config, phase)
-    if not options["layer"]:
+    if options["layer"] in ("", FINER):  # which every model has
         return
     model = make_model(config, num_classes=2)
     try:
