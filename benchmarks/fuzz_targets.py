@@ -21,6 +21,7 @@ from ibsgl_jax import images, models, pretrained, torch_files, trained
 from ibsgl_jax.app import outputs
 from ibsgl_jax.errors import UserError
 from train.data import labels_csv
+from train.errors import FaultsError
 from train.method.check import check_config
 from train.run import checkpoint, saved_run
 
@@ -230,7 +231,9 @@ def outcome(read, path) -> tuple[str, str]:
         # A subclass of ValueError that is not ours (UnicodeDecodeError) is a traceback.
         plain = type(error) in (ValueError, SystemExit)
         known = plain or isinstance(error, OSError | UserError)
-        if known and text.isprintable():
+        # Several faults are told together, a line for each.
+        lines = error.lines if isinstance(error, FaultsError) else [text]
+        if known and all(line.isprintable() for line in lines):
             return "refused", text[:300]
         return "traceback", repr(error)[:300]
     except BaseException as error:  # noqa: BLE001  (also a panic of an extension)

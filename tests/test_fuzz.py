@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from benchmarks import fuzz
 from benchmarks.fuzz_targets import TARGETS, TORCH, outcome
 from ibsgl_jax import pretrained
+from train.errors import FaultsError
 
 # The worker forks beside the threads of jax, and uses none of them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork")
@@ -82,6 +83,10 @@ def _bad_reader(path):
         raise ValueError("a\nb")
     if text == "refused":
         raise ValueError("one line")
+    if text == "two faults":
+        raise FaultsError("2 faults\n  a=1: must be 2\n  b=3: must be 4")
+    if text == "a fault that cannot be shown":
+        raise FaultsError("1 fault\n  a=\0: must be 2")
     return None
 
 
@@ -93,6 +98,8 @@ class TestWorker:
         expected = {
             "accepted": "accepted",
             "refused": "refused",
+            "two faults": "refused",
+            "a fault that cannot be shown": "traceback",
             "traceback": "traceback",
             "two lines": "traceback",
             "memory": "memory",
