@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.floor import make_floor
-from configs import bottleneck, default
+from configs import default
 from configs.baselines import icasc, saliency_guided
 from ibsgl_jax import models
 from train.method.build import make_optimizer, make_penalty
@@ -48,7 +48,7 @@ def make_phases(inner_layer=None) -> dict:
     """dict name -> phase of a configuration; "plain" first."""
     made = {"plain": default.plain_phase()}
     guided = functools.partial(
-        default.guided_phase, release=0.0, teacher_layer="", **bottleneck.FIELDS
+        default.guided_phase, release=0.0, teacher_layer="", **default.BOTTLENECK
     )
     for n in NUM_STEPS:
         made[f"guided_{n}"] = guided(every=1)

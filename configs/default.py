@@ -6,6 +6,9 @@ phase, has a method of its own, and is evaluated on the test split at the end.
 
 from ml_collections import ConfigDict
 
+# What makes the bottleneck the teacher of a guided phase.
+BOTTLENECK = dict(teacher="bottleneck", teacher_method="bottleneck", teacher_power=1.0)
+
 
 def plain_phase(**changes) -> ConfigDict:
     """A phase of ordinary training."""

@@ -18,4 +18,7 @@ def get_config():
     for phase in (config.control, config.guided):
         phase.num_epochs = 3.0
         phase.learning_rate = 2e-3
+    # On the finer maps (16 x 16) of the first block: on validation it is far better
+    # placed than on those of the last layer, and teaches what costs nothing.
+    config.guided.update(default.BOTTLENECK)
     return config

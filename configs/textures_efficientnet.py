@@ -5,8 +5,8 @@
 
 The task of `textures.py` at 128 pixels, where the features are 4 x 4. The weights lie
 in a package, so `config.pretrained` stays empty. Everything is small: a step of 16
-images takes a core more than a second. The readings of guidance are the quickstart's;
-the teacher is at the last layer of 8 x 8, "block10".
+images takes a core more than a second. The readings of guidance are the quickstart's:
+the teacher is the bottleneck at the last layer of 8 x 8, "block10".
 """
 
 from configs import default
@@ -36,4 +36,5 @@ def get_config():
     for phase in (config.control, config.guided):
         phase.num_epochs = 1.0
         phase.learning_rate = 5e-4
+    config.guided.update(default.BOTTLENECK)
     return config

@@ -18,7 +18,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from configs import bottleneck, default
+from configs import default
 from ibsgl_jax.models import PooledLinear
 from train.method import build
 from train.method.state import create_state, state_options
@@ -111,7 +111,7 @@ def make_config(case, parts):
             phase = default.guided_phase(
                 mu=50.0, every=1, release=0.0, only_right=False, teacher_layer=""
             )
-            phase.update(bottleneck.FIELDS)
+            phase.update(default.BOTTLENECK)
             phase.bottleneck.num_steps = 3
             phase.update(ConfigDict(GUIDED[case]))
             config.phase = phase

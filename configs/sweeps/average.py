@@ -6,7 +6,7 @@ A sweep of its own, since `ema_decay` holds for all phases: every one of them is
 measured with its averaged parameters.
 """
 
-from configs import bottleneck
+from configs import quickstart
 from configs.sweeps import variants
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -14,7 +14,7 @@ CONTROL = "control"
 
 
 def get_config():
-    config = bottleneck.get_config()
+    config = quickstart.get_config()
     variants.quiet(config)
     config.ema_decay = 0.98
     config.phases = ("plain", "control")

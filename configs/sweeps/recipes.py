@@ -3,11 +3,11 @@
     python -m train.sweep configs/sweeps/recipes.py
 
 Every phase but the first and those from scratch starts from the weights of "plain" and
-sees the same batches. "guided" is the recipe of ``configs/bottleneck.py``, "last" the
-same with the teacher at the last layer, in which the parts are exchanged one at a time.
+sees the same batches. "guided" is the quickstart's recipe, "last" the same with the
+cheap teacher at the last layer, in which the parts are exchanged one at a time.
 """
 
-from configs import bottleneck
+from configs import quickstart
 from configs.sweeps import variants
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -28,7 +28,7 @@ FINAL = (
 
 
 def get_config():
-    config = bottleneck.get_config()
+    config = quickstart.get_config()
     variants.quiet(config)
     config.phases = ("plain", "control")
 

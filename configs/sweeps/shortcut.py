@@ -6,7 +6,7 @@
 the class in nine of ten images, and are measured on images where they do not.
 """
 
-from configs import bottleneck
+from configs import quickstart
 from configs.sweeps import variants
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -16,7 +16,7 @@ SHORTCUT = "photo_digits/shortcut"
 
 
 def get_config():
-    config = bottleneck.get_config()
+    config = quickstart.get_config()
     variants.quiet(config)
     for phase in (config.control, config.guided):
         phase.dataset = SHORTCUT

@@ -3,7 +3,7 @@
 python -m train.sweep configs/sweeps/textures.py
 """
 
-from configs import bottleneck, textures
+from configs import textures
 from configs.sweeps import variants
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -13,7 +13,6 @@ CONTROL = "control"
 def get_config():
     config = textures.get_config()
     variants.quiet(config)
-    config.guided.update(bottleneck.FIELDS)
     config.phases = ("plain", "control")
     variants.add_literal(config)
     variants.add_rivals(config)

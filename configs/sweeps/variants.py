@@ -2,11 +2,11 @@
 
 import copy
 
-from configs import bottleneck
+from configs import default
 from configs.baselines import icasc, saliency_guided
 
 # The bottleneck at the last layer in place of an inner one: next to nothing a step.
-LAST = bottleneck.FIELDS | dict(teacher_layer="")
+LAST = default.BOTTLENECK | dict(teacher_layer="")
 
 
 def add(config, name: str, base: str = "guided", **fields) -> None:
