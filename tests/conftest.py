@@ -6,6 +6,7 @@ environment's variables reach the child processes of tests as well.
 
 import os
 import signal
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -13,6 +14,10 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+
+# What commands keep for the next one, pictures and programs, is not the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="ibsgl_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # A shell's job in the background ignores Ctrl-C, and so would every child of the tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
