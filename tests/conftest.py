@@ -30,6 +30,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else a worker's
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
+# What commands keep for the next one, pictures and programs, is not the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="ibsgl_tests_")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
 # A shell's job in the background ignores Ctrl-C, and so would every child of the tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

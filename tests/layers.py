@@ -20,7 +20,7 @@ FLOORS = (
     ("errors",),
     ("files",),
     ("configuration", "command", "arguments"),
-    ("devices",),
+    ("devices", "programs"),
     ("data",),
     ("method",),
     ("measure", "tpu"),

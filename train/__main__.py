@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from ibsgl_jax.app.terminal import shown
-from train import command
+from train import command, programs
 from train.errors import UserError
 from train.run.loop import train_and_evaluate
 from train.run.stop import Stopped
@@ -90,9 +90,10 @@ def main(argv):
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         print(f"{shown(workdir)}: {devices}", flush=True)
     try:
-        train_and_evaluate(
-            flags.FLAGS.config, workdir, profile=profile, table=_EVALUATE.value
-        )
+        with programs.kept():
+            train_and_evaluate(
+                flags.FLAGS.config, workdir, profile=profile, table=_EVALUATE.value
+            )
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,7 +22,7 @@ import jax
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from train import command, devices
+from train import command, devices, programs
 from train.arguments import Parser, at_least, some
 from train.errors import ConfigError, disk_errors
 from train.files import write_json, write_text
@@ -279,6 +279,7 @@ def make_parser():
 
 
 @command.run
+@programs.kept()
 def main(argv=None) -> int:
     """The command."""
     arguments = make_parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""Text and JSON on disk, written whole or not at all; nested dicts made flat."""
+"""Text and JSON on disk, whole or not at all; the user's cache; dicts made flat."""
 
 import json
 import math
@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from flax import traverse_util
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the user's cache; it need not be there."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "ibsgl_jax" / name
 
 
 def write_text(path: Path, text: str):

@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
-from train import command, devices
+from train import command, devices, programs
 from train.arguments import Parser, at_least, some
 from train.data import dataset
 from train.errors import disk_errors
@@ -130,6 +130,7 @@ def means_of(values):
 
 
 @command.run
+@programs.kept()
 def main(argv=None) -> int:
     """The command."""
     parser = Parser(prog="python -m train.scores", description=__doc__)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ibsgl_jax import images
 from train.data import similar
+from train.files import cache_folder
 
 # Part of every name in the cache: another way of reading makes another file.
 VERSION = 2
@@ -191,8 +192,7 @@ def move_box(box, size, fit) -> np.ndarray:
 
 def default_folder() -> Path:
     """Where pictures are cached unless another folder is named."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ibsgl_jax" / "pictures"
+    return cache_folder("pictures")
 
 
 class Reader:

@@ -1,0 +1,67 @@
+"""Programs that one command compiled are there for the next."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from train import programs
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The cache of this test, of programs that compile at once as well."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 0.0)
+    yield tmp_path / "ibsgl_jax" / "programs"
+    jax.config.update(name, before)
+
+
+def compile_something():
+    return jax.jit(lambda x: jnp.sin(x) * 3.0).lower(jnp.ones(7)).compile()
+
+
+def test_a_program_is_compiled_once(folder):
+    with programs.kept():
+        first = compile_something()(jnp.ones(7))
+    kept = list(folder.glob("*-cache"))
+    assert kept and jax.config.jax_compilation_cache_dir is None
+    jax.clear_caches()
+    before = len(programs._saved)
+    with programs.kept():
+        again = compile_something()(jnp.ones(7))
+    assert len(programs._saved) > before
+    assert sorted(folder.glob("*-cache")) == sorted(kept)
+    assert (first == again).all()
+    compile_something()
+    assert sorted(folder.glob("*-cache")) == sorted(kept)
+
+
+def test_a_folder_that_jax_was_given_is_left(folder, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    try:
+        with programs.kept():
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert not folder.exists()
+
+
+def test_the_oldest_go_when_there_are_too_many(folder, monkeypatch):
+    folder.mkdir(parents=True)
+    for age in range(4):
+        path = folder / f"{age}-cache"
+        path.write_bytes(bytes(10))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    (folder / "other").write_bytes(bytes(100))
+    monkeypatch.setattr(programs, "MOST_BYTES", 25)
+    with programs.kept():
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "0-cache",
+        "1-cache",
+        "other",
+    ]
