@@ -3,7 +3,8 @@
 Modules: ``saliency`` and ``bottleneck`` make maps on features, ``losses`` compares
 them, ``guidance`` turns them into features to train towards, ``feature_stats`` supplies
 the noise's moments. ``attribution`` explains whole images by any method, ``tapping``
-splits any model at a layer, ``models`` and ``pretrained`` have some of their own;
+splits any model at a layer, ``tokens`` reads a transformer's as a map, ``targets``
+explains any number of an output, ``models`` and ``pretrained`` have some of their own;
 ``metrics`` and ``perturbation`` judge explanations.
 """
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         pretrained,
         saliency,
         tapping,
+        targets,
+        tokens,
         torch_files,
         trained,
     )
@@ -49,6 +52,8 @@ __all__ = [
     "pretrained",
     "saliency",
     "tapping",
+    "targets",
+    "tokens",
     "torch_files",
     "trained",
 ]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import convolutions, saliency
+from ibsgl_jax import convolutions, saliency, targets, tokens
 from ibsgl_jax import keys as random_keys
 from ibsgl_jax.cams import (
     grad_cam,
@@ -24,6 +24,7 @@ from ibsgl_jax.cams import (
     layer_cam,
     random_map,
 )
+from ibsgl_jax.chunks import as_pytree, map_chunks
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.full_grad import full_grad, full_gradients, make_tapped_fn
 from ibsgl_jax.gradients import (
@@ -102,65 +103,65 @@ def attribute(
     tapped_fn: Callable | None = None,
     channels: str = "abs_sum",
     chunk_size: int = 16,
+    target: targets.Target | None = None,
+    output: targets.Output | None = None,
     **options,
 ) -> chex.Array:
     """Where in each image the evidence for its class is.
 
     One jitted call, compiled once per method, functions, shapes and options; images go
-    through it chunk by chunk, so that a thousand need the memory of ``chunk_size``
-    beyond their own (and that of a copy where the chunks do not divide them). A map
-    depends neither on the image's neighbours nor on its place.
+    through it in the memory of ``chunk_size`` of them (and of a copy where the chunks
+    do not divide them). A map depends neither on neighbours nor on the place.
 
     Args:
       method: a key of ``METHODS``.
-      features_fn: images [N, H', W', 3] -> features [N, H, W, K] at the chosen layer.
+      features_fn: images -> features [N, H, W, K] of the layer, or tokens [N, T, D].
       head_fn: features -> logits [N, C]. Both treat images independently. A callable
         pytree of arrays (``models.PooledLinear``, ``jax.tree_util.Partial``) hands its
         arrays over as arguments; any other callable is part of the compiled function,
         which is reused as long as you pass the same object.
       images: float [N, H', W', 3] as the model takes them, N >= 1.
-      classes: int [N]; the predicted class of each image if None.
-      key: for "ib", "smooth_grad" and "random": one key, and every image sees the same
-        draws; or keys [N].
-      moments: for "ib": ``feature_stats.moments`` of this layer over many images.
+      classes: int [N]; the predicted ones if None; or [N, M], several of each image.
+        With a target: [N, ...], what it takes.
+      key: for ``RANDOM_METHODS``: one, and all images see the same draws; or keys [N].
+      moments: for "ib": ``feature_stats.moments`` of the layer on many images.
       tapped_fn: for "full_grad": see ``full_gradients`` and ``make_tapped_fn``.
-      channels: how a method on images turns its values per channel into a map: the
-        "abs_sum" of magnitudes, or the signed "sum".
+      channels: a method on images gives the "abs_sum" over channels, or the "sum".
       chunk_size: images worked on at once, >= 1. "ib" at an inner layer works on
         ``config.num_samples`` copies of each.
-      **options: of the method (``METHODS[method]``): ``config`` of "ib", ``rectify``
-        of the CAMs, ``num_steps``, ``rule`` and a number ``baseline`` of
+      target: of another number than a class's logit: output -> [N], or (output,
+        classes) -> [N]; images independent. Not for "ib", which takes a ``loss``.
+      output: place or key of the logits, or a function of what the head returns.
+      **options: of the method (``METHODS[method]``): ``config`` and ``loss`` of "ib",
+        ``rectify`` of the CAMs, ``num_steps``, ``rule`` and a number ``baseline`` of
         "integrated_gradients", ``num_samples`` and ``noise_level`` of "smooth_grad".
 
     Returns:
-      float32 [N, H', W']. "ib": bits per pixel; the others in units of the logit or,
-      for "full_grad" and "random", of no unit. Differentiable in images and functions
-      except for "ib" and "random", which have no gradient.
+      float32 [N, H', W'], or [N, M, H', W']. "ib": bits per pixel; "full_grad" and
+      "random": no unit; the others: the logit's. "ib" and "random" have no gradient.
 
     Raises:
-      ValueError: unknown method; classes that do not fit the images or the model; a
-        head without logits [N, C], or one logit for "ib"; a layer without [N, H, W, K]
-        for a method on features; no key, moments or tapped_fn. It says what to give.
+      ValueError: what does not fit, in a line that says what to give.
 
     Example:
       maps = attribute("hirescam", features_fn, head_fn, images)
     """
-    _check_method(method, channels, moments, tapped_fn)
+    _check_method(method, channels, moments, tapped_fn, target)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
-    images, classes = _check_arrays(images, classes)
+    are_classes = target is None and not callable(options.get("loss"))
+    images, classes = _check_arrays(images, classes, are_classes)
     key = _check_key(method, key, images.shape[0])
-    features_fn, head_fn = _as_pytree(features_fn), _as_pytree(head_fn)
+    features_fn, head_fn = as_pytree(features_fn), as_pytree(head_fn)
     chunk_size = min(chunk_size, images.shape[0])
-    if classes is not None and not isinstance(classes, jax.core.Tracer):
-        logits = _predict.eval_shape(
-            features_fn, head_fn, images, chunk_size=chunk_size
-        )
+    if are_classes and isinstance(classes, jax.Array) and not _is_traced(classes):
+        shared = {"chunk_size": chunk_size, "output": output}
+        logits = _predict.eval_shape(features_fn, head_fn, images, **shared)
         check_classes(classes, logits.shape[-1])
     return _attribute(
         features_fn,
         head_fn,
-        _as_pytree(tapped_fn) if method == "full_grad" else None,
+        as_pytree(tapped_fn) if method == "full_grad" else None,
         images,
         classes,
         key,
@@ -168,7 +169,7 @@ def attribute(
         method=method,
         channels=channels,
         chunk_size=chunk_size,
-        options=tuple(sorted(options.items())),
+        options=tuple(sorted({**options, "target": target, "output": output}.items())),
     )
 
 
@@ -178,19 +179,24 @@ def predict(
     images: chex.Array,
     *,
     chunk_size: int = 16,
+    output: targets.Output | None = None,
 ) -> chex.Array:
-    """Logits [N, C] of images [N, H', W', 3], in the memory of one chunk."""
+    """Logits [N, C] of images [N, H', W', 3], in the memory of one chunk.
+
+    ``output`` is that of ``attribute``.
+    """
     return _predict(
-        _as_pytree(features_fn),
-        _as_pytree(head_fn),
+        as_pytree(features_fn),
+        as_pytree(head_fn),
         jnp.asarray(images),
         chunk_size=min(chunk_size, len(images)),
+        output=output,
     )
 
 
 def check_classes(classes: chex.Array, num_classes: int) -> None:
     """ValueError unless every class is in [0, num_classes)."""
-    for one_class in np.asarray(classes):
+    for one_class in np.asarray(classes).flat:
         if not 0 <= one_class < num_classes:
             raise ValueError(
                 f"class {one_class} is out of range: the model's classes are 0 to "
@@ -207,6 +213,8 @@ def make_attribution_fn(
     moments: Moments | None = None,
     tapped_fn: Callable | None = None,
     channels: str = "abs_sum",
+    target: targets.Target | None = None,
+    output: targets.Output | None = None,
     **options,
 ) -> Callable[..., chex.Array]:
     """One method as a plain function: neither jitted, chunked nor checked.
@@ -218,38 +226,61 @@ def make_attribution_fn(
     The arguments are those of ``attribute``.
 
     Returns:
-      (images, classes=None) -> float32 maps [N, H', W'].
+      (images, classes=None) -> float32 maps [N, H', W'], or [N, M, H', W'].
     """
 
-    _check_method(method, channels, moments, tapped_fn)
+    _check_method(method, channels, moments, tapped_fn, target)
+    has_loss = callable(options.get("loss"))
 
-    def logits_fn(images):
-        return _logits(features_fn, head_fn, images)
+    def tapped_target_fn(images, perturbations, given):
+        outputs, biases = tapped_fn(images, perturbations)
+        value_fn = targets.pick(lambda outputs: outputs, output)
+        if target is not None:
+            value_fn = targets.scalar(value_fn, target, given)
+        return value_fn(outputs), biases
 
-    def attribution_fn(images, classes=None):
+    def one_map(images, given, features, head, classes):
         size = images.shape[1:3]
-        features = features_fn(images)
-        if classes is None:
-            logits = head_fn(features)
-            saliency.check_logits(logits)
-            classes = jnp.argmax(logits, axis=-1)
         arguments = dict(options)
         if method in RANDOM_METHODS:
             arguments["key"] = _check_key(method, key, images.shape[0])
         if method == "ib":
             arguments["moments"] = moments
         if method in FEATURE_METHODS:
-            maps = METHODS[method](head_fn, features, classes, **arguments)
+            maps = METHODS[method](head, features, classes, **arguments)
             if method == "ib":  # bits per cell -> bits per pixel
                 maps = maps * (maps.shape[1] * maps.shape[2] / (size[0] * size[1]))
             maps = saliency.upsample(maps, size)
         elif method == "full_grad":
-            maps = full_grad(tapped_fn, images, classes, **arguments)
+            shown_fn = functools.partial(tapped_target_fn, given=given)
+            maps = full_grad(shown_fn, images, classes, **arguments)
         else:
-            maps = METHODS[method](logits_fn, images, classes, **arguments)
+            maps = METHODS[method](
+                lambda x: _logits(features_fn, head, x), images, classes, **arguments
+            )
             maps = maps.astype(jnp.float32)
             maps = jnp.sum(jnp.abs(maps) if channels == "abs_sum" else maps, axis=-1)
         return maps.astype(jnp.float32)
+
+    def attribution_fn(images, classes=None):
+        given, features = classes, features_fn(images)
+        head, layout = targets.pick(head_fn, output), None
+        if method in FEATURE_METHODS:
+            layout = tokens.layout_of(head, features, images.shape[1:3])
+        if target is not None:
+            head = targets.scalar(head, target, given)
+        if layout is not None:
+            head = tokens.on_grid(head, grid=layout.grid, prefix=layout.prefix)
+        if target is not None or (has_loss and given is None):
+            classes = jnp.zeros(images.shape[:1], jnp.int32)
+        elif given is None:
+            classes = jnp.argmax(_checked(head(features)), axis=-1)
+        if target is not None or has_loss or classes.ndim == 1:
+            return one_map(images, given, features, head, classes)
+        # Of the passes up to the head, all alike, the compiler keeps one.
+        columns = jnp.moveaxis(classes, 1, 0)
+        maps = [one_map(images, None, features, head, column) for column in columns]
+        return jnp.stack(maps, axis=1)
 
     # The chunks, the bottleneck's steps and the sums over noise or path are loops.
     return convolutions.fast_on_cpu(attribution_fn)
@@ -289,47 +320,38 @@ def _attribute(
         return attribution_fn(images, classes)
 
     keys = None if shared_key else key
-    return _map_chunks(explain, (images, classes, keys), chunk_size)
+    return map_chunks(explain, (images, classes, keys), chunk_size)
 
 
-@functools.partial(jax.jit, static_argnames="chunk_size")
-def _predict(features_fn, head_fn, images, *, chunk_size):
-    return _map_chunks(lambda x: _logits(features_fn, head_fn, x), images, chunk_size)
+@functools.partial(jax.jit, static_argnames=("chunk_size", "output"))
+def _predict(features_fn, head_fn, images, *, chunk_size, output=None):
+    head_fn = targets.pick(head_fn, output)
+    return map_chunks(lambda x: _logits(features_fn, head_fn, x), images, chunk_size)
+
+
+def _is_traced(values):
+    return isinstance(values, jax.core.Tracer)
 
 
 def _logits(features_fn, head_fn, images):
-    logits = head_fn(features_fn(images))
+    return _checked(head_fn(features_fn(images)))
+
+
+def _checked(logits):
     saliency.check_logits(logits)
     return logits
 
 
-def _map_chunks(fn, batch, chunk_size):
-    """fn over chunks of the leading axis, one after the other.
-
-    The last chunk is filled up with copies of the last example.
-    """
-    size = jax.tree.leaves(batch)[0].shape[0]
-    num_chunks = -(-size // chunk_size)
-    if num_chunks == 1:
-        return fn(batch)
-    padding = num_chunks * chunk_size - size
-
-    def split(x):
-        if padding:
-            x = jnp.concatenate([x, jnp.repeat(x[-1:], padding, axis=0)])
-        return x.reshape(num_chunks, chunk_size, *x.shape[1:])
-
-    def join(x):
-        return x.reshape(num_chunks * chunk_size, *x.shape[2:])[:size]
-
-    return jax.tree.map(join, jax.lax.map(fn, jax.tree.map(split, batch)))
-
-
-def _check_method(method, channels, moments, tapped_fn):
+def _check_method(method, channels, moments, tapped_fn, target):
     if method not in METHODS:
         raise ValueError(f"no method {method!r}: choose one of {', '.join(METHODS)}")
     if channels not in CHANNELS:
         raise ValueError(f"channels={channels!r}: choose one of {CHANNELS}")
+    if method == "ib" and target is not None:
+        raise ValueError(
+            "method 'ib' keeps a loss low and takes no target: give loss=, a function "
+            "(outputs, classes) -> [N]"
+        )
     if method == "ib" and moments is None:
         raise ValueError(
             "method 'ib' needs moments: feature_stats.moments of the layer's features "
@@ -342,7 +364,7 @@ def _check_method(method, channels, moments, tapped_fn):
         )
 
 
-def _check_arrays(images, classes):
+def _check_arrays(images, classes, are_classes):
     """Images and classes as arrays, with shapes and dtypes that a method can take."""
     images = jnp.asarray(images)
     if images.ndim != 4 or images.shape[0] < 1:
@@ -353,12 +375,13 @@ def _check_arrays(images, classes):
         )
     if classes is not None:
         classes = jnp.asarray(classes)
-        if classes.shape != images.shape[:1]:
+        ranks = (1, 2) if are_classes else range(1, classes.ndim + 1)
+        if classes.ndim not in ranks or classes.shape[:1] != images.shape[:1]:
             raise ValueError(
                 f"classes has shape {classes.shape} for {images.shape[0]} images: "
-                "give one class per image"
+                "give one class per image, or [N, M]"
             )
-        if not jnp.issubdtype(classes.dtype, jnp.integer):
+        if are_classes and not jnp.issubdtype(classes.dtype, jnp.integer):
             raise ValueError(f"classes are {classes.dtype}: give integers")
     return images, classes
 
@@ -372,11 +395,3 @@ def _check_key(method, key, num_images):
             f"method {method!r} draws at random: give key=jax.random.key(0)"
         )
     return random_keys.check(key, num_images)
-
-
-def _as_pytree(fn):
-    """A callable that jit takes as an argument: a pytree of arrays, or static."""
-    leaves = jax.tree.leaves(fn)
-    if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
-        return fn
-    return jax.tree_util.Partial(fn)

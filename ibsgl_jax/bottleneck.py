@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ibsgl_jax import keys, saliency
+from ibsgl_jax import keys, saliency, targets, tokens
 from ibsgl_jax.adam import make_adam
 from ibsgl_jax.blur import make_blur
 from ibsgl_jax.bottleneck_config import FAST, MAX_FEATURE, MIN_STD, BottleneckConfig
@@ -47,6 +47,7 @@ CPU_IMAGES = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
+SOFTMAX = targets.make_loss_fn("softmax")
 
 
 class Attribution(NamedTuple):
@@ -78,10 +79,11 @@ def attribute(
     *,
     config: BottleneckConfig | None = None,
     noise: chex.Array | None = None,
+    loss: str | targets.LossFn = "softmax",
 ) -> Attribution:
     """The bottleneck attribution of one class per image.
 
-    Minimises, per image, ``mean_s CE(head(Z_s), label) + beta * mean(capacity)`` over
+    Minimises, per image, ``mean_s loss(head(Z_s), label) + beta * mean(capacity)`` over
     alpha, with ``Z = lam R + (1 - lam) eps``, ``eps ~ N(mean, std^2)`` and
     ``lam = blur(sigmoid(alpha))``.
 
@@ -93,19 +95,25 @@ def attribute(
         noise reaches the logits and that is drawn directly (not with ``relu`` or
         injected noise). Any other head is called on [num_samples * N, H, W, K].
       features: [N, H, W, K], any float dtype; the computation is in float32. Beyond
-        1e9 in size, features and moments count as 1e9.
-      labels: int [N], the class to attribute, in [0, C).
+        1e9 in size, features and moments count as 1e9. Or tokens [N, T, D] with moments
+        [T, D]: what is returned is then on their grid (``tokens``), [N, h, w, D], and
+        the prefix has no noise.
+      labels: int [N], the class to attribute, in [0, C); or what ``loss`` takes.
       moments: of the same layer on many images, from ``feature_stats.moments``.
       config: ``BottleneckConfig()`` if None.
       noise: standard-normal draws [num_steps, num_samples, N, H, W, K] to inject in
         place of the key's.
+      loss: "softmax", the cross-entropy of the class; "sigmoid", the binary one of the
+        label alone, for heads with several labels or one logit; or what the features
+        are to keep, as a function (outputs [N, ...], labels [N, ...]) -> [N], lower for
+        better, of whatever the head returns: images independent.
 
     Returns:
       An ``Attribution``. No gradient flows from it into features or head.
 
     Raises:
-      ValueError: features that are no [N, H, W, K], no key, or a head that returns no
-        logits [N, C], C >= 2.
+      ValueError: features that are neither, no key, an unknown loss or one that gives
+        no [N], or a head that returns no logits [N, C], C >= 2 for "softmax".
 
     Reference: Schulz et al., ICLR 2020, equations 5 to 9 and the published code. Where
     we differ: 1 - lambda is computed as such and bounded away from zero, so that the
@@ -113,7 +121,10 @@ def attribute(
     """
     config = config or BottleneckConfig()
     saliency.check_features(features)
-    chex.assert_rank(labels, 1)
+    head_fn, features, layout = tokens.as_map(head_fn, features.astype(jnp.float32))
+    moments = Moments(*(tokens.to_map(m, layout) for m in moments))
+    if not callable(loss):
+        chex.assert_rank(labels, 1)
     chex.assert_equal_shape_prefix([features, labels], 1)
     for moment in moments:
         chex.assert_shape(moment, features.shape[1:])
@@ -121,7 +132,7 @@ def attribute(
         chex.assert_shape(
             noise, (config.num_steps, config.num_samples, *features.shape)
         )
-    features = jax.lax.stop_gradient(features.astype(jnp.float32))
+    features = jax.lax.stop_gradient(features)
     features = jnp.clip(features, -MAX_FEATURE, MAX_FEATURE)
     mean, std, active = (m[:, :, None] for m in jax.lax.stop_gradient(moments))
     mean = jnp.clip(mean, -MAX_FEATURE, MAX_FEATURE)
@@ -135,11 +146,12 @@ def attribute(
         solve = _solve_pooled
     else:
         solve = _solve_generic
-    found = solve(head_fn, moments, config, features, labels, draws)
+    loss_fn = targets.make_loss_fn(loss)
+    found = solve(head_fn, moments, config, features, labels, draws, loss_fn)
     return jax.lax.stop_gradient(found)
 
 
-def _solve_generic(head_fn, moments, config, features, labels, draws):
+def _solve_generic(head_fn, moments, config, features, labels, draws, loss_fn):
     """``attribute`` for any head; draws [num_steps, ...] or keys for them."""
     shape = config.num_samples, *features.shape[1:]
 
@@ -152,7 +164,9 @@ def _solve_generic(head_fn, moments, config, features, labels, draws):
     blur = make_blur(features.shape[:2], config.blur_sigma)
     # In the loop a CPU would be slow at the gradients of a head's convolutions.
     value_and_grad = fast_on_cpu(
-        _generic_value_and_grad(head_fn, features, labels, moments, blur, config)
+        _generic_value_and_grad(
+            head_fn, features, labels, moments, blur, config, loss_fn
+        )
     )
     return _descend(
         lambda alpha, draw: value_and_grad(alpha, noise_of(draw)),
@@ -164,7 +178,7 @@ def _solve_generic(head_fn, moments, config, features, labels, draws):
     )
 
 
-def _solve_pooled(head_fn, moments, config, features, labels, draws):
+def _solve_pooled(head_fn, moments, config, features, labels, draws, loss_fn):
     """``attribute`` for a pooled linear head, in the form that suits the platform."""
     # So few numbers are drawn at once; in the loop each draw has a cost of its own.
     shape = config.num_samples, features.shape[-1]
@@ -175,7 +189,14 @@ def _solve_pooled(head_fn, moments, config, features, labels, draws):
             features = _cells_first(features)
             blur = make_blur(features.shape[:2], config.blur_sigma, platform=platform)
             value_and_grad = _pooled_value_and_grad(
-                head_fn, features, labels, moments, blur, config, platform=platform
+                head_fn,
+                features,
+                labels,
+                moments,
+                blur,
+                config,
+                loss_fn,
+                platform=platform,
             )
             return _descend(value_and_grad, blur, features, moments, config, draws)
 
@@ -317,9 +338,11 @@ def _squared_deviation(features, moments, config):
     return jnp.square((features - moments.mean) / std)
 
 
-def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
+def _generic_value_and_grad(
+    head_fn, features, labels, moments, blur, config, loss_fn=SOFTMAX
+):
     """Loss [N] and its gradient for any head, by autodiff through the noisy copies."""
-    height, width, num_images, num_channels = features.shape
+    height, width, _, num_channels = features.shape
     std = config.noise_scale * jnp.maximum(moments.std, config.min_std)
     r_squared = _squared_deviation(features, moments, config)
 
@@ -330,10 +353,8 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
         mixed = jnp.where(_cells_last(moments.active)[None], mixed, 0.0)
         if config.relu:
             mixed = jax.nn.relu(mixed)
-        logits = head_fn(mixed.reshape(-1, height, width, num_channels))
-        saliency.check_logits(logits)
-        logits = logits.reshape(config.num_samples, num_images, -1)
-        cross_entropy = _cross_entropy(logits, labels)
+        outputs = head_fn(mixed.reshape(-1, height, width, num_channels))
+        cross_entropy = loss_fn(outputs, labels, config.num_samples)
         nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
         loss = jnp.mean(cross_entropy, axis=0) + config.beta * nats
         # The images are independent: the gradient of the sum is each one's own.
@@ -347,7 +368,15 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config):
 
 
 def _pooled_value_and_grad(
-    head_fn, features, labels, moments, blur, config, *, platform=None
+    head_fn,
+    features,
+    labels,
+    moments,
+    blur,
+    config,
+    loss_fn=SOFTMAX,
+    *,
+    platform=None,
 ):
     """Loss [N] and its gradient for a pooled linear head, in closed form.
 
@@ -392,7 +421,8 @@ def _pooled_value_and_grad(
             pooled = spatial_mean[None] + spread[None] * noise
             logits = jnp.matmul(pooled, kernel, precision="highest")
             logits += bias[None, None]
-            return jnp.mean(_cross_entropy(logits, labels), axis=0)
+            logits = logits.reshape(-1, logits.shape[-1])
+            return jnp.mean(loss_fn(logits, labels, len(noise)), axis=0)
 
         cross_entropy, vjp_fn = jax.vjp(loss_of, spatial_mean, spread)
         by_mean, by_spread = vjp_fn(jnp.ones_like(cross_entropy))
@@ -411,15 +441,3 @@ def _pooled_value_and_grad(
         return loss, -by_complement * complement * (1.0 - complement)
 
     return value_and_grad
-
-
-def _cross_entropy(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """[S, N, C] and [N] -> [S, N]."""
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            "the head returns one logit, whose softmax is 1 whatever it is: give two, "
-            "as lambda a: jnp.concatenate([-head_fn(a), head_fn(a)], axis=-1) / 2 does"
-        )
-    return optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.broadcast_to(labels, logits.shape[:-1])
-    )

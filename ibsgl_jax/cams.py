@@ -1,6 +1,7 @@
 """Class activation maps and their kin: maps [N, H, W] at the features' resolution.
 
-Each is a plain function of (head_fn, features, classes). Imports jax, chex and this
+Each is a plain function of (head_fn, features, classes); features are [N, H, W, K], or
+tokens [N, T, D] whose grid ``tokens`` finds. Imports jax, chex and this
 library only; does no I/O.
 """
 
@@ -8,11 +9,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import bottleneck, keys, saliency
+from ibsgl_jax import bottleneck, keys, saliency, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.gradients import class_gradient
 from ibsgl_jax.saliency import HeadFn
+from ibsgl_jax.targets import LossFn
 
 
 def information_bottleneck(
@@ -23,10 +25,11 @@ def information_bottleneck(
     key: chex.PRNGKey,
     moments: Moments,
     config: BottleneckConfig | None = None,
+    loss: str | LossFn = "softmax",
 ) -> chex.Array:
     """Bits per cell of the features: ``bottleneck.attribute``'s map, no gradient."""
     return bottleneck.attribute(
-        key, head_fn, features, classes, moments, config=config
+        key, head_fn, features, classes, moments, config=config, loss=loss
     ).saliency
 
 
@@ -74,6 +77,7 @@ def grad_cam_pp(
     """
     saliency.check_features(features)
     features = features.astype(jnp.float32)
+    head_fn, features, _ = tokens.as_map(head_fn, features)
     gradient = class_gradient(head_fn, features, classes)
     total = jnp.sum(features, axis=(1, 2), keepdims=True)
     denominator = 2 * gradient**2 + total * gradient**3 + 1e-6
@@ -97,6 +101,7 @@ def layer_cam(
     """
     saliency.check_features(features)
     features = features.astype(jnp.float32)
+    head_fn, features, _ = tokens.as_map(head_fn, features)
     gradient = class_gradient(head_fn, features, classes)
     maps = jnp.sum(jax.nn.relu(gradient) * features, axis=-1)
     return jax.nn.relu(maps) if rectify else maps
@@ -109,10 +114,10 @@ def random_map(
 
     One key gives every image the same map; keys [N] give each its own.
     """
-    del head_fn, classes
+    del classes
     saliency.check_features(features)
     key = keys.check(key, features.shape[0])
-    size = features.shape[1:3]
+    size = tokens.map_size(head_fn, features)
     if key.ndim == 0:
         return jnp.broadcast_to(
             jax.random.uniform(key, size), (features.shape[0], *size)

@@ -2,7 +2,8 @@
 
 One state serves the exact statistics of a data set, the sum over devices and the
 moving average of a training run: a moving average is the same merge with the old
-weight decayed. Imports jax, chex and ``saliency`` only; does no I/O.
+weight decayed. Of tokens [N, T, D] the statistics are [T, D]. Imports jax, chex and
+``saliency`` only; does no I/O.
 """
 
 from typing import NamedTuple
@@ -90,7 +91,7 @@ def update(
       The statistics of everything seen, exact up to float32 rounding.
 
     Raises:
-      ValueError: features that are no [N, H, W, K].
+      ValueError: features that are neither [N, H, W, K] nor [N, T, D].
     """
     check_features(features)
     chex.assert_shape(state.mean, features.shape[1:])
@@ -176,7 +177,7 @@ def _of_batch(features: chex.Array, mask: chex.Array | None) -> FeatureStats:
         nonzero = jnp.sum(features != 0, axis=0, dtype=jnp.float32)
         return FeatureStats(count, mean, m2, nonzero)
     chex.assert_shape(mask, (features.shape[0],))
-    keep = mask.astype(bool)[:, None, None, None]
+    keep = mask.astype(bool).reshape(-1, *[1] * (features.ndim - 1))
     count = jnp.sum(mask.astype(bool), dtype=jnp.float32)
     # where, not a product: a padded example may hold anything, NaN included.
     mean = jnp.sum(jnp.where(keep, features, 0.0), axis=0) / jnp.maximum(count, 1.0)

@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import bottleneck, feature_stats, losses, saliency
+from ibsgl_jax import bottleneck, feature_stats, losses, predictions, saliency, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.feature_stats import FeatureStats, Moments
 from ibsgl_jax.saliency import HeadFn
@@ -57,7 +57,12 @@ class GuidanceConfig:
         as printed, which moves A by some 3e-5 of its norm.
       step_size: > 0.
       kl_over, kl_floor: of ``losses.feature_kl``, for whoever adds the divergence.
-      rectify_features: clip A' at zero; for features behind a ReLU.
+      rectify_features: clip A' at zero; for features behind a ReLU. False: features
+        have a sign (tokens, a LayerNorm's or a GELU's output), and the divergence is
+        that of ``losses.feature_kl(signed=True)``.
+      link: "softmax"; or "sigmoid" for a head with several labels per image: the
+        teacher keeps the label's own probability, and a prediction is right where that
+        is above a half.
     """
 
     bottleneck: BottleneckConfig = BottleneckConfig(
@@ -73,6 +78,7 @@ class GuidanceConfig:
     kl_over: str = "all"
     kl_floor: float = 0.1
     rectify_features: bool = True
+    link: str = "softmax"
 
     def __post_init__(self):
         for name, choices in (
@@ -82,6 +88,7 @@ class GuidanceConfig:
             ("gate", GATES),
             ("step", STEPS),
             ("kl_over", losses.KL_EXTENTS),
+            ("link", predictions.LINKS),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -111,7 +118,7 @@ class Guidance(NamedTuple):
     """What ``guide`` returns; no gradient flows through any of it.
 
     Attributes:
-      target_features: A', float32 [N, H, W, K].
+      target_features: A', float32 [N, H, W, K] or, for tokens, [N, T, D].
       logits: [N, C], of the head at A.
       runner_up: int32 [N], class p.
       saliency_c, saliency_p, teacher: float32 [N, H, W]: L^c, L^p and the map that
@@ -147,6 +154,7 @@ def guide(
     config: GuidanceConfig | None = None,
     teacher: chex.Array | None = None,
     num_examples: chex.Numeric | None = None,
+    positives: chex.Array | None = None,
 ) -> Guidance:
     """Move features one step towards a better saliency map.
 
@@ -156,32 +164,34 @@ def guide(
     Args:
       key: for the bottleneck's noise, or keys [N]; not read if a teacher is given.
       head_fn: features [N, H, W, K] -> logits [N, C], images independent.
-      features: A, [N, H, W, K], any float dtype; the computation is in float32.
-      labels: int [N], the true class c.
-      moments: of the features; not read if a teacher is given.
-      config: ``GuidanceConfig()`` if None.
-      teacher: [N, H, W], >= 0: another map to follow in place of L^ib, for instance the
-        true mask.
-      num_examples: of the batch over which ``step="plain"`` takes the mean; N if None.
-        For one device's share of a batch give the size of the whole one.
+      features: A, [N, H, W, K], or tokens [N, T, D], whose prefix stays as it is; any
+        float dtype, computed in float32.
+      labels: int [N], the true class c; one of each image's in a call.
+      moments, config: of the features, if no teacher is given; ``GuidanceConfig()``.
+      teacher: [N, H, W], >= 0: a map to follow in place of L^ib, say the true mask.
+      num_examples: of the whole batch, whose mean ``step="plain"`` takes; N if None.
+      positives: under a sigmoid, [N, C] in {0, 1}: all labels, no runner-up.
 
     Returns:
       A ``Guidance``.
 
     Raises:
-      ValueError: features or logits of another shape, no moments and no teacher.
+      ValueError: another shape, neither moments nor teacher, positives of a softmax.
     """
     config = config or GuidanceConfig()
     saliency.check_features(features)
     chex.assert_rank(labels, 1)
+    present = _present(labels, positives, config)
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
+    given, (head_fn, features, layout) = features, tokens.as_map(head_fn, features)
     if teacher is None:
+        moments = moments and Moments(*(tokens.to_map(m, layout) for m in moments))
         teacher = _bottleneck_map(key, head_fn, features, labels, moments, config)
     chex.assert_shape(teacher, features.shape[:3])
     teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
 
     def classes_fn(logits):
-        return jnp.stack([labels, saliency.runner_up(logits, labels)], axis=1)
+        return jnp.stack([labels, saliency.runner_up(logits, present)], axis=1)
 
     def total_loss(features):
         logits, maps = saliency.logits_and_saliencies(
@@ -195,11 +205,11 @@ def guide(
     gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
     target = _descend(features, gradient, num_examples, config)
     classes, gate = classes_fn(logits), _gate(logits, labels, config)
-    _, target_maps = saliency.logits_and_saliencies(
+    target_maps = saliency.class_saliencies(
         head_fn, target, classes, weighting=config.weighting
     )
     guidance = Guidance(
-        target_features=target,
+        target_features=tokens.from_map(target, given, layout),
         logits=logits,
         runner_up=classes[:, 1],
         saliency_c=maps[:, 0],
@@ -223,7 +233,13 @@ def _bottleneck_map(key, head_fn, features, labels, moments, config):
             "images; or a teacher"
         )
     return bottleneck.attribute(
-        key, head_fn, features, labels, moments, config=config.bottleneck
+        key,
+        head_fn,
+        features,
+        labels,
+        moments,
+        config=config.bottleneck,
+        loss=config.link,
     ).saliency
 
 
@@ -254,6 +270,7 @@ def penalty(
     only_right: bool = True,
     decay: float = 0.95,
     config: GuidanceConfig | None = None,
+    positives: chex.Array | None = None,
 ) -> Penalty:
     """All of guidance for a loop of one's own: ``mu * KL(A || A')`` per example.
 
@@ -261,10 +278,11 @@ def penalty(
     worth following: all of mu at once keeps it at chance.
 
     Args:
-      key, features, labels: as for ``guide``.
-      head_fn: features [N, H, W, K] -> logits [N, C]; stop the gradient of its
+      key, features, labels, positives: as for ``guide``.
+      head_fn: features -> logits [N, C]; stop the gradient of its
         parameters, which guidance does not move.
-      stats: moving feature statistics, ``feature_stats.init((H, W, K))`` at first.
+      stats: moving feature statistics, ``feature_stats.init(features.shape[1:])`` at
+        first.
       step: from 0.
       mu: weight of the divergence, >= 0.
       ramp: steps over which it grows from 0 to mu, > 0.
@@ -282,16 +300,54 @@ def penalty(
         stats, jax.lax.stop_gradient(features), decay=decay
     )
     guided = guide(
-        key, head_fn, features, labels, feature_stats.moments(stats), config=config
+        key,
+        head_fn,
+        features,
+        labels,
+        feature_stats.moments(stats),
+        config=config,
+        positives=positives,
     )
-    divergence = losses.feature_kl(
-        features, guided.target_features, over=config.kl_over, floor=config.kl_floor
-    )
+    divergence = divergence_from(guided, features, config)
     share = jnp.minimum(jnp.asarray(step, jnp.float32) / ramp, 1.0)
-    right = jnp.argmax(guided.logits, axis=-1) == labels
+    right = is_right(guided.logits, labels, config)
     followed = right if only_right else jnp.ones_like(right)
     weight = mu * share * followed.astype(jnp.float32)
     return Penalty(weight * divergence, stats, guided)
+
+
+def divergence_from(
+    guided: Guidance, features: chex.Array, config: GuidanceConfig
+) -> chex.Array:
+    """``losses.feature_kl(A, A')`` [N], as the configuration reads features."""
+    return losses.feature_kl(
+        features,
+        guided.target_features,
+        over=config.kl_over,
+        floor=config.kl_floor,
+        signed=not config.rectify_features,
+    )
+
+
+def is_right(
+    logits: chex.Array, labels: chex.Array, config: GuidanceConfig
+) -> chex.Array:
+    """Whether the prediction is the label [N]; with a sigmoid, whether it says yes."""
+    if config.link == "softmax":
+        return jnp.argmax(logits, axis=-1) == labels
+    return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0] > 0
+
+
+def _present(labels, positives, config):
+    """What the runner-up must not be, as ``saliency.runner_up`` takes it."""
+    if positives is None:
+        return labels
+    if config.link == "softmax":
+        raise ValueError(
+            "positives, the labels of a multi-label head, under a softmax, which knows "
+            "one: set GuidanceConfig(link='sigmoid'), or leave them out"
+        )
+    return positives
 
 
 def saliency_loss(
@@ -332,7 +388,7 @@ def _suppression(saliency_c, saliency_p, teacher, kind):
 def _gate(logits, labels, config):
     if config.gate == "always":
         return jnp.ones(labels.shape, jnp.float32)
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+    return is_right(logits, labels, config).astype(jnp.float32)
 
 
 def _descend(features, gradient, num_examples, config):

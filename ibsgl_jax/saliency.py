@@ -1,7 +1,8 @@
 """Class saliency maps on features, and the class that competes with the true one.
 
 A model is seen as ``logits = head_fn(features)``: everything before the tapped layer
-is somebody else's business. Imports jax, chex and numpy only; does no I/O.
+is somebody else's business. Tokens [N, T, D] count as the map that ``tokens`` finds in
+them. Imports jax, chex, numpy and ``tokens`` only; does no I/O.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ibsgl_jax import tokens
 
 HeadFn = Callable[[chex.Array], chex.Array]
 
@@ -34,7 +37,8 @@ def class_saliency(
     Args:
       head_fn: features [N, H, W, K] -> logits [N, C]; images must not interact (no
         batch statistics), because the gradient is taken of the sum over images.
-      features: [N, H, W, K], any float dtype; the computation is in float32.
+      features: [N, H, W, K] or tokens [N, T, D] (``tokens``), any float dtype; the
+        computation is in float32.
       classes: int [N], in [0, C). A class outside gives an all-zero map (nothing can
         be raised under jit).
       weighting: "elementwise" or "pooled".
@@ -100,6 +104,7 @@ def logits_and_saliencies(
         raise ValueError(f"weighting={weighting!r}: choose one of {WEIGHTINGS}")
     check_features(features)
     features = features.astype(jnp.float32)
+    head_fn, features, _ = tokens.as_map(head_fn, features)
     logits, vjp_fn = jax.vjp(head_fn, features)
     check_logits(logits)
     if callable(classes):
@@ -118,15 +123,14 @@ def logits_and_saliencies(
 
 
 def check_features(features) -> None:
-    """ValueError unless features are one array [N, H, W, K]."""
+    """ValueError unless features are one array [N, H, W, K] or tokens [N, T, D]."""
     found = _described(features)
     if found is not None:
         raise ValueError(f"the features are {found}: give one array [N, H, W, K]")
-    if len(features.shape) != 4:
+    if len(features.shape) not in (3, 4):
         raise ValueError(
-            f"features have shape {tuple(features.shape)}: a map needs [N, H, W, K]; "
-            "for tokens [N, H*W, K] reshape to their grid in features_fn and back in "
-            "head_fn, or take a layer that has one"
+            f"features have shape {tuple(features.shape)}: a map needs [N, H, W, K], "
+            "or tokens [N, T, D]; take a layer that has one"
         )
 
 
@@ -142,7 +146,7 @@ def check_logits(logits) -> None:
     if len(logits.shape) == 1:
         raise ValueError(
             f"the head returns shape {tuple(logits.shape)}, one logit per image: it "
-            "must return [N, C]; for two classes jnp.stack([0 * logit, logit], axis=-1)"
+            "must return [N, C]; for two classes targets.two_classes(head_fn)"
         )
     if len(logits.shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
@@ -168,18 +172,25 @@ def runner_up(logits: chex.Array, labels: chex.Array) -> chex.Array:
 
     Args:
       logits: [N, C] with C >= 2.
-      labels: int [N].
+      labels: int [N], or of a multi-label head all of an image's, [N, C] in {0, 1}.
 
     Returns:
-      int32 [N]; the lowest index wins a tie.
+      int32 [N]; the lowest index wins a tie. 0 where every class is a label.
 
     Reference: the paper's "non-ground truth class with the highest classification
     probability" (class p).
     """
-    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_rank([logits, labels], [2, {1, 2}])
     if logits.shape[-1] < 2:
-        raise ValueError("runner_up needs at least two classes; logits have one")
-    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+        raise ValueError(
+            "runner_up needs at least two classes; logits have one: "
+            "targets.two_classes(head_fn) makes two of it"
+        )
+    if labels.ndim == 2:
+        chex.assert_equal_shape([logits, labels])
+        is_label = labels.astype(bool)
+    else:
+        is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     # Even where every other logit is -inf, the label alone must be out of the running.
     others = jnp.maximum(logits, jnp.finfo(logits.dtype).min)
     return jnp.argmax(jnp.where(is_label, -jnp.inf, others), axis=-1).astype(jnp.int32)

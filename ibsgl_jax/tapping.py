@@ -3,7 +3,7 @@
 The whole model runs in both halves. `features_fn` keeps the layer's output and drops
 the logits; `head_fn` runs on zero images and puts the given features in the output's
 place. Under `jax.jit` the half that is not used is dead code and vanishes, so call the
-two under jit. Imports only jax and flax.
+two under jit. Imports only jax, flax and this library.
 
 Both are callable pytrees (`jax.tree_util.Partial`) that hold the variables: handed to
 a jitted function as *arguments* they keep the weights out of the compiled program.
@@ -40,13 +40,23 @@ from flax import nnx as flax_nnx
 from flax.core.tracers import current_trace
 from jax.tree_util import Partial
 
+from ibsgl_jax import targets, tokens
+
 # Primitives that evaluate one jaxpr once, on exactly their own operands.
 _CALLS = {"jit", "pjit", "closed_call", "remat", "remat2", "checkpoint"}
 _CALLS |= {"custom_jvp_call", "custom_vjp_call"}
 
 
 def linen(
-    model, variables, layer: str, *, image_shape=(224, 224, 3), **apply_kwargs
+    model,
+    variables,
+    layer: str,
+    *,
+    image_shape=(224, 224, 3),
+    grid=None,
+    prefix=None,
+    output=None,
+    **apply_kwargs,
 ) -> tuple[Callable, Callable]:
     """Splits a linen model after the layer with a given path.
 
@@ -61,24 +71,38 @@ def linen(
       variables: its variables.
       layer: path of a submodule, "layer4_1/conv2"; see `layer_names`.
       image_shape: (H', W', channels) of an image that the model takes. The sizes
-        matter only where the model's own layers fix them.
+        matter only where the model's own layers fix them, and for the grid of tokens.
+      grid, prefix: of a layer of tokens [N, T, D]: (h, w), and how many class and
+        register tokens come before; ``tokens.find`` finds what is not given.
+      output: place or key of the logits where the model returns a tuple or a dict, or
+        a function of what it returns.
       **apply_kwargs: for example `train=False`.
 
     Returns:
       `features_fn`, images `[N, H', W', 3]` -> features `[N, H, W, K]`, and `head_fn`,
-      features -> logits `[N, C]`. The two batches may differ in size.
+      features -> logits `[N, C]`. The two batches may differ in size. Of tokens the
+      features are `[N, T, D]` as the layer gives them, and the head, a
+      ``tokens.TokenHead``, knows their grid.
 
     Raises:
       ValueError: if there is no such layer (with the nearest names) or it has no array
-        that can leave the model, or if the logits
-        depend on the images past the layer too, as inside a residual block.
+        that can leave the model, if the logits depend on the images past the layer
+        too, as inside a residual block, or if tokens are no such grid.
     """
     call = _linen_call(model, **apply_kwargs)
-    return split(call, variables, layer, image_shape=image_shape)
+    options = {"grid": grid, "prefix": prefix, "output": output}
+    return split(call, variables, layer, image_shape=image_shape, **options)
 
 
 def nnx(
-    model, layer: str, *, image_shape=(224, 224, 3), **call_kwargs
+    model,
+    layer: str,
+    *,
+    image_shape=(224, 224, 3),
+    grid=None,
+    prefix=None,
+    output=None,
+    **call_kwargs,
 ) -> tuple[Callable, Callable]:
     """Splits an NNX model after the layer with a given path, in eval mode.
 
@@ -86,14 +110,22 @@ def nnx(
       model: a `flax.nnx.Module`; `model(images, **call_kwargs)` are the logits. It is
         left as it is; later changes of its weights do not show in the functions.
       layer: path of a submodule, "blocks/3/conv"; see `layer_names`.
-      image_shape, Returns, Raises: as for `linen`.
+      image_shape, grid, prefix, output, Returns, Raises: as for `linen`.
     """
     call, state = _nnx_call(model, **call_kwargs)
-    return split(call, state, layer, image_shape=image_shape)
+    options = {"grid": grid, "prefix": prefix, "output": output}
+    return split(call, state, layer, image_shape=image_shape, **options)
 
 
 def split(
-    call: Callable, variables, layer: str, *, image_shape=(224, 224, 3)
+    call: Callable,
+    variables,
+    layer: str,
+    *,
+    image_shape=(224, 224, 3),
+    grid=None,
+    prefix=None,
+    output=None,
 ) -> tuple[Callable, Callable]:
     """Splits a function that shows its layers.
 
@@ -103,7 +135,7 @@ def split(
         is the layer "name#2".
       variables: any pytree of arrays.
       layer: one of the names.
-      image_shape, Returns, Raises: as for `linen`.
+      image_shape, grid, prefix, output, Returns, Raises: as for `linen`.
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     outputs, hidden = _output_shapes(call, variables, image)
@@ -113,6 +145,8 @@ def split(
         near = difflib.get_close_matches(layer, outputs, cutoff=0.4)
         near = near or list(outputs)[:5]
         raise ValueError(f"no layer {layer!r}; nearest names: {', '.join(near)}")
+    layout = _layout(layer, outputs[layer].shape[1:], image_shape, grid, prefix)
+    whole_fn = targets.pick(lambda inputs: call(*inputs), output)
 
     def features_fn(variables, images):
         return _outputs(call, variables, images, {})[layer]
@@ -121,7 +155,7 @@ def split(
         def replace(name, output):
             return features if name == layer else output
 
-        return call(variables, images, _numbered(replace, {}))
+        return whole_fn((variables, images, _numbered(replace, {})))
 
     def head_fn(variables, features):
         images = jnp.zeros((features.shape[0], *image_shape), jnp.float32)
@@ -135,7 +169,26 @@ def split(
             f"layer {layer!r} does not cut the model: the logits depend on the images "
             "past it too; take the end of its block"
         )
-    return Partial(features_fn, variables), Partial(head_fn, variables)
+    head = Partial(head_fn, variables)
+    return (
+        Partial(features_fn, variables),
+        head if layout is None else tokens.TokenHead(head, layout),
+    )
+
+
+def _layout(layer, shape, image_shape, grid, prefix):
+    """Of a layer of tokens [T, D]; None of any other."""
+    try:
+        if len(shape) == 2:
+            return tokens.find(shape[0], image_shape[:2], grid=grid, prefix=prefix)
+    except ValueError as error:
+        raise ValueError(f"layer {layer!r}: {error}") from None
+    if grid is not None or prefix is not None:
+        raise ValueError(
+            f"layer {layer!r} gives {list(shape)} for each image, no tokens [T, D]: "
+            "leave grid and prefix out"
+        )
+    return None
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ MATHEMATICAL = {
     "bottleneck",
     "bottleneck_config",
     "cams",
+    "chunks",
     "convolutions",
     "feature_stats",
     "full_grad",
@@ -52,6 +53,8 @@ MATHEMATICAL = {
     "predictions",
     "saliency",
     "tapping",
+    "targets",
+    "tokens",
 }
 NUMERICAL = {"jax", "flax", "optax", "chex", "numpy"}
 # Optional or slow to import: these may be imported inside a function. Of flax, linen

@@ -130,9 +130,9 @@ class TestUpdate:
         with pytest.raises(AssertionError):
             feature_stats.update(feature_stats.init((2, 2, 4)), draw_features(3))
 
-    def test_tokens_are_told_what_to_do(self):
-        with pytest.raises(ValueError, match="reshape to their grid"):
-            feature_stats.update(feature_stats.init((16, 8)), jnp.ones((4, 16, 8)))
+    def test_a_layer_without_places_is_told_what_to_do(self):
+        with pytest.raises(ValueError, match="a map needs"):
+            feature_stats.update(feature_stats.init((8,)), jnp.ones((4, 8)))
 
 
 class TestMerge:

@@ -334,13 +334,13 @@ class TestTeacher:
 
         assert np.all(share(after) > share(result.saliency_c))
 
-    def test_tokens_and_one_logit_are_one_line(self):
+    def test_a_vector_and_one_logit_are_one_line(self):
         labels, teacher = jnp.zeros(2, jnp.int32), jnp.ones((2, 4, 4))
-        with pytest.raises(ValueError, match="reshape to their grid"):
+        with pytest.raises(ValueError, match="a map needs"):
             guidance.guide(
                 None,
-                lambda a: a[:, 0],
-                jnp.ones((2, 16, 5)),
+                lambda a: a,
+                jnp.ones((2, 5)),
                 labels,
                 None,
                 teacher=teacher,

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from ibsgl_jax import (
@@ -22,6 +20,7 @@ from ibsgl_jax import (
 from ibsgl_jax.app import terminal
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.errors import UserError
+from ibsgl_jax.targets import two_classes, two_logits
 
 
 class Classifier(NamedTuple):
@@ -178,34 +177,6 @@ def split(classifier: Classifier, layer: str | None) -> tuple[Callable, Callable
     return features_fn, two_classes(head_fn) if model.num_classes == 1 else head_fn
 
 
-def two_classes(head_fn: Callable) -> Callable:
-    """A head with one logit y as one with two: -y/2, "not class 0", and y/2, "class 0".
-
-    Their softmax is the sigmoid of y, and either class's map follows the head and its
-    sign: a single logit's softmax is 1 whatever the head says.
-
-    Args:
-      head_fn: features [N, H, W, K] -> logits [N, 1] or [N].
-
-    Returns:
-      features -> logits [N, 2]; a ``PooledLinear`` if the head is one.
-    """
-    if isinstance(head_fn, models.PooledLinear):
-        kernel, bias = head_fn.kernel / 2, head_fn.bias / 2
-        return models.PooledLinear(
-            jnp.concatenate([-kernel, kernel], axis=-1),
-            jnp.concatenate([-bias, bias], axis=-1),
-        )
-    if not jax.tree_util.all_leaves([head_fn]):
-        return Partial(lambda head_fn, x: _two_logits(head_fn(x)), head_fn)
-    return lambda features: _two_logits(head_fn(features))
-
-
-def _two_logits(logits: jax.Array) -> jax.Array:
-    half = jnp.reshape(logits, (-1, 1)) / 2
-    return jnp.concatenate([-half, half], axis=-1)
-
-
 def make_tapped_fn(classifier: Classifier) -> Callable:
     """What FullGrad needs: see ``attribution.make_tapped_fn``."""
     tapped_fn = attribution.make_tapped_fn(classifier.model, classifier.variables)
@@ -214,7 +185,7 @@ def make_tapped_fn(classifier: Classifier) -> Callable:
 
     def two(tapped_fn, images, perturbations):
         logits, biases = tapped_fn(images, perturbations)
-        return _two_logits(logits), biases
+        return two_logits(logits), biases
 
     return Partial(two, tapped_fn)
 

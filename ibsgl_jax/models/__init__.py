@@ -13,7 +13,13 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from ibsgl_jax.models import own
-from ibsgl_jax.models.efficientnet_lite import EfficientNetLite, EfficientNetLite0
+from ibsgl_jax.models.convnext import ConvNeXt, ConvNeXtSmall, ConvNeXtTiny
+from ibsgl_jax.models.efficientnet_lite import (
+    EfficientNetLite,
+    EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
+)
 from ibsgl_jax.models.heads import PooledLinear
 from ibsgl_jax.models.resnet import (
     BasicBlock,
@@ -26,6 +32,15 @@ from ibsgl_jax.models.resnet import (
     SmallResNet,
 )
 from ibsgl_jax.models.vgg import VGG, VGG16
+from ibsgl_jax.models.vit import (
+    DINOv2Base14,
+    DINOv2Small14,
+    SmallViT,
+    ViT,
+    ViTBase16,
+    ViTSmall16,
+)
+from ibsgl_jax.tokens import TokenHead
 
 __all__ = [
     "MODELS",
@@ -33,8 +48,15 @@ __all__ = [
     "VGG16",
     "BasicBlock",
     "BottleneckBlock",
+    "ConvNeXt",
+    "ConvNeXtSmall",
+    "ConvNeXtTiny",
+    "DINOv2Base14",
+    "DINOv2Small14",
     "EfficientNetLite",
     "EfficientNetLite0",
+    "EfficientNetLite1",
+    "EfficientNetLite2",
     "PooledLinear",
     "ResNet",
     "ResNet18",
@@ -42,6 +64,10 @@ __all__ = [
     "ResNet50",
     "ResNet101",
     "SmallResNet",
+    "SmallViT",
+    "ViT",
+    "ViTBase16",
+    "ViTSmall16",
     "create",
     "make_features_fn",
     "make_head_fn",
@@ -55,6 +81,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": ResNet101,
     "vgg16": VGG16,
     "efficientnet_lite0": EfficientNetLite0,
+    "efficientnet_lite1": EfficientNetLite1,
+    "efficientnet_lite2": EfficientNetLite2,
+    "convnext_tiny": ConvNeXtTiny,
+    "convnext_small": ConvNeXtSmall,
+    "small_vit": SmallViT,
+    "vit_small16": ViTSmall16,
+    "vit_base16": ViTBase16,
+    "deit_small16": ViTSmall16,
+    "deit_base16": ViTBase16,
+    "dinov2_small14_reg4": DINOv2Small14,
+    "dinov2_base14_reg4": DINOv2Base14,
 }
 
 
@@ -84,6 +121,8 @@ def create(name: str, *, num_classes: int, **options) -> nn.Module:
 def make_features_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:
     """A function images `[N, H', W', 3]` -> features `[N, H, W, K]`, in eval mode.
 
+    Of a transformer the features are tokens `[N, T, D]`.
+
     A pytree that holds the variables: as an argument of a jitted function it keeps
     them out of the compiled program.
     """
@@ -99,7 +138,8 @@ def make_head_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array
 
     Returns:
       A `PooledLinear` where the model's head is one (it has a `pooled_linear` method),
-      else a pytree that holds the variables, as from `make_features_fn`.
+      else a pytree that holds the variables, as from `make_features_fn`; of tokens one
+      that knows their grid (the model's `token_layout`), a `tokens.TokenHead`.
     """
     if hasattr(model, "pooled_linear"):
         return model.pooled_linear(variables)
@@ -107,4 +147,6 @@ def make_head_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array
     def head_fn(variables, features):
         return model.apply(variables, features, method="head")
 
-    return Partial(head_fn, variables)
+    head = Partial(head_fn, variables)
+    layout = getattr(model, "token_layout", None)
+    return head if layout is None else TokenHead(head, layout)

@@ -41,6 +41,28 @@ LITE0_STAGES = (
 )
 
 
+# Width and depth grow by 1.0 and 1.1, and by 1.1 and 1.2; stem, head and the numbers of
+# blocks of the first and last stage stay.
+LITE1_STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(3, 3, 2, 6, 24),
+    Stage(3, 5, 2, 6, 40),
+    Stage(4, 3, 2, 6, 80),
+    Stage(4, 5, 1, 6, 112),
+    Stage(5, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+LITE2_STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(3, 3, 2, 6, 24),
+    Stage(3, 5, 2, 6, 48),
+    Stage(4, 3, 2, 6, 88),
+    Stage(4, 5, 1, 6, 120),
+    Stage(5, 5, 2, 6, 208),
+    Stage(1, 3, 1, 6, 352),
+)
+
+
 def _conv(filters, size, stride=1, *, dtype, groups=1):
     return nn.Conv(
         filters,
@@ -170,3 +192,5 @@ class EfficientNetLite(nn.Module):
 
 
 EfficientNetLite0 = partial(EfficientNetLite, stages=LITE0_STAGES)
+EfficientNetLite1 = partial(EfficientNetLite, stages=LITE1_STAGES)
+EfficientNetLite2 = partial(EfficientNetLite, stages=LITE2_STAGES)

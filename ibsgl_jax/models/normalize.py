@@ -1,4 +1,4 @@
-"""BatchNorm of features in any compute dtype; imports only jax and flax."""
+"""BatchNorm and LayerNorm in any compute dtype; imports only jax and flax."""
 
 import jax
 from flax import linen as nn
@@ -12,3 +12,9 @@ def normalize(norm: nn.BatchNorm, x: jax.Array, train: bool) -> jax.Array:
     """
     with jax.numpy_dtype_promotion("standard"):
         return norm(x, use_running_average=not train)
+
+
+def layer_normalize(norm: nn.LayerNorm, x: jax.Array) -> jax.Array:
+    """`norm` of `[..., K]`, which relies on implicit promotion as BatchNorm does."""
+    with jax.numpy_dtype_promotion("standard"):
+        return norm(x)

@@ -3,16 +3,21 @@
 The contract: a linen module, its layers made in ``setup``, all of whose attributes but
 ``num_classes`` have defaults, with
 
-    features(images, train=False)   images [N, H', W', 3] -> [N, H, W, K], and
+    features(images, train=False)   images [N, H', W', 3] -> [N, H, W, K], or tokens
+                                    [N, T, D], and
     head(features, train=False)     features -> logits [N, C], C = num_classes,
 
-and ``__call__(images, train=False)``, the head of the features. Features that are to be
-guided must not be negative: let a ReLU be the last of them. Its variables are params
+and ``__call__(images, train=False)``, the head of the features. Features with a sign
+(not behind a ReLU) are guided with ``rectify_features=False``. Its variables are params
 and, of BatchNorm, batch_stats. What may stand beside:
 
 - attributes ``dtype`` (of the computation) and ``axis_name`` (over which BatchNorm
   averages while several devices train);
 - an argument ``keys`` [N] of ``head``, a key for each image, for dropout;
+- a class attribute ``signed_features = True``: the trainer then refuses to guide with
+  ``rectify_features``, which would clip them;
+- an attribute ``token_layout``, a ``tokens.Layout``, where the tokens' grid is not the
+  square that their number admits;
 - a method ``pooled_linear(variables)``, a `PooledLinear`, of a head that is a mean over
   space and a dense layer: a bottleneck's map then costs next to nothing.
 """
@@ -24,6 +29,8 @@ import inspect
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from ibsgl_jax import tokens
 
 
 def is_name(name) -> bool:
@@ -85,8 +92,12 @@ def check(model: nn.Module, image_size: int) -> None:
         return features, model.apply(variables, features, method="head")
 
     features, logits = jax.eval_shape(forward, variables, images)
-    if len(features.shape) != 4 or features.shape[0] != 2:
+    if len(features.shape) not in (3, 4) or features.shape[0] != 2:
         raise ValueError(f"features gives {list(features.shape)}, not [N, H, W, K]")
+    layout = getattr(model, "token_layout", None)
+    if len(features.shape) == 3:
+        given = {} if layout is None else layout._asdict()
+        tokens.find(features.shape[1], (image_size, image_size), **given)
     if logits.shape != (2, model.num_classes):
         raise ValueError(
             f"head gives {list(logits.shape)}, not [N, C] of "

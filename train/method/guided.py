@@ -8,7 +8,7 @@ teacher at an inner layer, or another network's, costs what its docstring says.
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import guidance, losses, metrics, saliency
+from ibsgl_jax import guidance, metrics, saliency, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_head_fn
 from train.method.teacher import if_guided, is_guided, make_teacher
@@ -103,7 +103,7 @@ def make_guided_penalty(
                 forward.labels,
                 None,
                 config=config,
-                teacher=_resized(map_fn(), frozen),
+                teacher=_resized(map_fn(), tokens.map_size(head_fn, frozen)),
                 num_examples=forward.num_examples,
             )
 
@@ -111,11 +111,9 @@ def make_guided_penalty(
         weight = jnp.broadcast_to(now, forward.labels.shape)
         if only_right:
             weight &= jnp.argmax(guided.logits, axis=-1) == forward.labels
-        kl = losses.feature_kl(
-            forward.features,
-            jnp.where(now, guided.target_features, frozen.astype(jnp.float32)),
-            over=config.kl_over,
-            floor=config.kl_floor,
+        target = jnp.where(now, guided.target_features, frozen.astype(jnp.float32))
+        kl = guidance.divergence_from(
+            guided._replace(target_features=target), forward.features, config
         )
         penalty = kl if route == "target" else _direct(model, forward, guided, config)
         penalty = mu(forward.state.step) * weight.astype(jnp.float32) * penalty
@@ -149,8 +147,8 @@ def _diagnostics(guided, kl, now):
     return {k: metrics.sum_and_count(v, counted) for k, v in values.items()}
 
 
-def _resized(maps, features):
+def _resized(maps, size):
     """Maps at the resolution of the features; averaged where they are finer."""
-    if maps.shape == features.shape[:3]:
+    if maps.shape[1:] == size:
         return maps
-    return jax.image.resize(maps, features.shape[:3], "linear")
+    return jax.image.resize(maps, (len(maps), *size), "linear")

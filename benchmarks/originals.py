@@ -1,0 +1,67 @@
+"""python -m benchmarks.originals FOLDER: networks beside their originals, full size.
+
+The folder is what ``python tests/data/make_originals.py --full FOLDER`` wrote. Printed
+are the largest deviations over two images: of the logits as they are, of maps and
+gradients of class 1 as a share of the largest value.
+"""
+
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ibsgl_jax import attribution, models, pretrained
+from train.show.markdown import markdown
+
+METHODS = ("hirescam", "grad_cam", "layer_cam", "gradient", "integrated_gradients")
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def explain(features_fn, head_fn, images, *, method):
+    """The method's raw values for class 1."""
+    classes, fn = jnp.ones(len(images), jnp.int32), attribution.METHODS[method]
+    if method in attribution.FEATURE_METHODS:
+        return fn(head_fn, features_fn(images), classes)
+    options = {"num_steps": 3, "rule": "riemann_middle"}
+    if method == "gradient":
+        options = {}
+    return fn(lambda x: head_fn(features_fn(x)), images, classes, **options)
+
+
+def compare(path: pathlib.Path) -> tuple[str, ...]:
+    """The table's row of one file."""
+    name, source = path.stem.split(".")
+    with np.load(path) as file:
+        arrays = dict(file)
+    tensors = {
+        key.removeprefix("tensors/"): value
+        for key, value in arrays.items()
+        if key.startswith("tensors/")
+    }
+    model, variables = pretrained.fill(name, tensors)
+    images = jnp.asarray(arrays["images"])
+    functions = (
+        models.make_features_fn(model, variables),
+        models.make_head_fn(model, variables),
+    )
+    logits = jax.jit(lambda f, h, x: h(f(x)))(*functions, images)
+    cells = [f"{np.abs(logits - arrays['logits']).max():.0e}"]
+    for method in METHODS:
+        found = explain(*functions, images, method=method)
+        peak = np.abs(arrays[method]).max()
+        cells.append(f"{np.abs(found - arrays[method]).max() / peak:.0e}")
+    return (name, source, *cells)
+
+
+def main(folder: str) -> None:
+    """Print the table of a folder."""
+    paths = sorted(pathlib.Path(folder).glob("*.npz"))
+    rows = [compare(path) for path in paths]
+    print(markdown(("network", "names", "logits", *METHODS), rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
