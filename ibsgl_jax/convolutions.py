@@ -17,6 +17,7 @@ Other devices need none of this and get what they would have got.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,8 @@ def _fast_convolution(equation: core.JaxprEqn) -> Callable | None:
     """A matrix product if it is one; else the order of axes that has a fast kernel."""
     params, order = equation.params, equation.params["dimension_numbers"]
     if params["feature_group_count"] == params["batch_group_count"] == 1:
-        kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+        avals: list[Any] = [equation.invars[1].aval, equation.outvars[0].aval]
+        kernel, result = (aval.shape for aval in avals)
         undilated = all(step == 1 for step in params["lhs_dilation"])
         unstrided = all(step == 1 for step in params["window_strides"])
         if all(kernel[axis] == 1 for axis in order.rhs_spec[2:]):
