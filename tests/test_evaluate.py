@@ -362,14 +362,60 @@ class TestResume:
         run, source, _, _ = evaluated
         run = SimpleNamespace(**vars(run) | {"workdir": tmp_path})
         asked = evaluate.Options(limit=11)
-        kept, options = evaluate.start(run, [], source, asked, full=False)
-        assert options == asked and kept.plan is None
-        kept.start(dataclasses.asdict(options) | {"num_images": 4})
-        kept, options = evaluate.start(run, [], source, asked, full=False)
+        kept, options, seconds = evaluate.start(run, [], source, asked, full=False)
+        assert options == asked and kept.plan is None and 0 < seconds < 3600
+        known = dataclasses.asdict(options) | {"num_images": 4}
+        kept.start({"options": known, "seconds": 7.0})
+        kept, options, seconds = evaluate.start(run, [], source, asked, full=False)
         assert options.num_images == 4 and options.methods == ("hirescam",)
+        assert seconds == 7.0
         # Another question is another evaluation.
-        kept, options = evaluate.start(run, [], source, asked, full=True)
+        kept, options, _ = evaluate.start(run, [], source, asked, full=True)
         assert options.num_images is None and kept.plan is None
+
+
+class TestBar:
+    """The time left is the plan's at first, and the passes' own at the end."""
+
+    def left(self, bar, elapsed):
+        bar.start_t = bar._time() - elapsed
+        found = bar.format_dict
+        return (found["total"] - found["n"]) / found["rate"]
+
+    @pytest.fixture
+    def bar(self):
+        with evaluate.Bar(1000, seconds=100.0, progress=True) as bar:
+            yield bar
+
+    def test_compiling_promises_no_hours(self, bar):
+        bar.advance(1)
+        assert 90 < self.left(bar, elapsed=30.0) < 140
+
+    def test_a_slow_machine_is_believed(self, bar):
+        bar.advance(800)
+        assert 20 < self.left(bar, elapsed=400.0) < 140
+
+    def test_what_was_there_took_no_time(self, bar):
+        bar.advance(500, new=False)
+        assert self.left(bar, elapsed=0.0) == pytest.approx(50.0, rel=0.1)
+        bar.advance(500)
+        assert "100%" in str(bar)
+
+
+class TestWeak:
+    def test_all_weak_phases_are_one_note(self, evaluated):
+        run, source, results, _ = evaluated
+        phases = {
+            name: results["phases"]["plain"] | {"accuracy": {"mean": mean}}
+            for name, mean in (("plain", 0.2), ("control", 0.3), ("guided", 0.9))
+        }
+        weak = results | {"phases": phases, "majority": {"name": "x", "share": 0.3}}
+        (note,) = [
+            note
+            for note in evaluate.notes_of(weak, [run], len(source))
+            if "no reasons" in note
+        ]
+        assert "plain (20.0%), control (30.0%)" in note and "guided" not in note
 
 
 class TestControls:

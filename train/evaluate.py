@@ -41,15 +41,36 @@ CURVES = ("fractions", "deletion_curve", "insertion_curve")
 
 
 class Bar(tqdm):
-    """Progress and time left; what was there already is not time's measure."""
+    """Progress and time left; what was there already is not time's measure.
 
-    def __init__(self, total: int, *, progress: bool):
+    Args:
+      total: passes.
+      seconds: that all of them were planned to take; None if nobody knows.
+      progress: show it.
+    """
+
+    def __init__(self, total: int, *, seconds: float | None = None, progress: bool):
+        self._seconds = seconds
         super().__init__(
             total=total,
             disable=not progress,
             bar_format="evaluate {percentage:3.0f}% |{bar:30}| {elapsed}, about "
             "{remaining} left{postfix}",
         )
+
+    @property
+    def format_dict(self):
+        """What tqdm shows: its time left is the plan's, the later the less so.
+
+        The first passes wait for compilations, and alone they would promise hours.
+        """
+        found = super().format_dict
+        left, done = self.total - self.n, self.n - self.initial
+        if self._seconds and left > 0 and self.total > self.initial:
+            share = done / (self.total - self.initial)
+            planned = self._seconds * left / self.total
+            found["rate"] = left / (planned + (1 - share) * found["elapsed"])
+        return found
 
     def advance(self, passes: int, *, new: bool = True):
         if not new and not self.disable:
@@ -58,7 +79,14 @@ class Bar(tqdm):
 
 
 def evaluate_run(
-    run: saved_run.Run, source, *, compare=(), options=None, progress=True, kept=None
+    run: saved_run.Run,
+    source,
+    *,
+    compare=(),
+    options=None,
+    seconds=None,
+    progress=True,
+    kept=None,
 ):
     """Everything that ``python -m train.evaluate`` measures.
 
@@ -68,6 +96,7 @@ def evaluate_run(
       compare: further runs, measured on the same split; their phases are named
         RUN/PHASE.
       options: Options.
+      seconds: that all of it was planned to take, for the bar.
       progress: show a bar.
       kept: parts.Parts, finished by an earlier call; none are kept if None.
 
@@ -84,7 +113,7 @@ def evaluate_run(
     sizes = plan.Sizes(len(source), len(networks), len(models) - 1)
     per_example, summaries, curves = {}, {}, {}
     total = plan.total_passes(options, sizes, run.config.batch_size)
-    with Bar(total, progress=progress) as bar:
+    with Bar(total, seconds=seconds, progress=progress) as bar:
         for phase, network in networks.items():
             bar.set_postfix_str(phase)
             values = _phase_values(phase, network, sources, options, kept, bar)
@@ -209,15 +238,18 @@ def notes_of(results, runs, num_split: int) -> list[str]:
             f"the temperature is fitted on split {split} itself: its scaled measures "
             "are a little too good here"
         )
-    for phase, row in results["phases"].items():
-        share = results["majority"]["share"]
-        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share:
-            notes.append(
-                f"{phase} is right on {row['accuracy']['mean']:.1%} of the images, and "
-                f"naming {results['majority']['name']!r} for each would be on "
-                f"{share:.1%}: a classifier so weak has no reasons, and its maps mean "
-                "nothing"
-            )
+    share = results["majority"]["share"]
+    weak = [
+        f"{phase} ({row['accuracy']['mean']:.1%})"
+        for phase, row in results["phases"].items()
+        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share
+    ]
+    if weak:
+        notes.append(
+            f"right on no more images than naming {results['majority']['name']!r} for "
+            f"each would be ({share:.1%}): {', '.join(weak)}. A classifier so weak has "
+            "no reasons, and its maps mean nothing"
+        )
     notes += [
         f"{phase} has no control: no plain phase with the same init, data and number "
         "of epochs"
@@ -291,12 +323,13 @@ def main(argv=None) -> int:
     others = comparable([saved_run.Run(folder) for folder in arguments.compare], run)
     source = saved_run.open_split(run, asked.split, asked.limit)
     with disk_errors():
-        kept, options = start(run, others, source, asked, full=arguments.full)
+        kept, options, seconds = start(run, others, source, asked, full=arguments.full)
         results, per_example = evaluate_run(
             run,
             source,
             compare=others,
             options=options,
+            seconds=seconds,
             progress=not arguments.no_progress,
             kept=kept,
         )
@@ -316,13 +349,14 @@ def start(run, others, source, asked, *, full):
     """What is there of the same evaluation, and the options: as before, or chosen now.
 
     Returns:
-      (parts.Parts, Options).
+      (parts.Parts, Options, planned seconds or None).
     """
     networks = networks_of(run, others)
     weights = {
         phase: checksum(network.variables) for phase, network in networks.items()
     }
     about = {
+        "format": 2,
         "asked": dataclasses.asdict(asked),
         "full": full,
         "images": len(source),
@@ -333,10 +367,11 @@ def start(run, others, source, asked, *, full):
     }
     kept = Parts(run.workdir / "evaluation.parts", about)
     if kept.plan is not None:
-        options = Options(**kept.plan | {"methods": tuple(kept.plan["methods"])})
+        known = kept.plan["options"]
+        options = Options(**known | {"methods": tuple(known["methods"])})
         print("going on with an evaluation that was interrupted", file=sys.stderr)
-        return kept, options
-    options = asked
+        return kept, options, kept.plan["seconds"]
+    options, seconds = asked, None
     if not full:
         first = next(iter(networks.values()))
         sizes = plan.Sizes(
@@ -348,6 +383,7 @@ def start(run, others, source, asked, *, full):
             first.config, first.model, first.variables, source
         )
         options = plan.choose(asked, sizes, speed)
+        seconds = plan.total_seconds(options, sizes, speed)
         whole = plan.total_seconds(asked, sizes, speed)
         if options != asked:
             print(
@@ -355,8 +391,8 @@ def start(run, others, source, asked, *, full):
                 "and images are taken; --full takes all",
                 file=sys.stderr,
             )
-    kept.start(dataclasses.asdict(options))
-    return kept, options
+    kept.start({"options": dataclasses.asdict(options), "seconds": seconds})
+    return kept, options, seconds
 
 
 def comparable(others, run):

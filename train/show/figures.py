@@ -4,6 +4,7 @@ Every picture takes the first images of the split, unselected.
 """
 
 import functools
+import warnings
 from pathlib import Path
 
 import jax
@@ -335,5 +336,8 @@ def _draw_box(axis, bbox, size):
 
 
 def _save(figure, path):
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        # A class may be called by a sign that the font lacks: a box stands for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=130)
     return path

@@ -48,7 +48,7 @@ def write_report(run, source, results, per_example) -> Path:
     places = per_example.get("places", np.arange(len(source)))
     page = render(
         results=results,
-        dataset=run.config.dataset,
+        dataset=run.config.dataset or run.config.data,
         model=run.config.model,
         names=names,
         headline=_headline(results),
