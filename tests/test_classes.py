@@ -11,7 +11,7 @@ def test_confusion_by_hand():
 
 
 def test_majority_is_the_share_of_the_most_frequent():
-    assert majority([3, 1, 3, 3]) == (3, 0.75)
+    assert majority([3, 1, 3, 3], "abcd") == {"name": "d", "share": 0.75}
 
 
 def test_rows_are_means_of_a_class():

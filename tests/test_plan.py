@@ -33,6 +33,15 @@ class TestChoose:
         assert set(less.methods) < set(attribution.METHODS)
         assert "hirescam" in less.methods
 
+    def test_programs_that_are_there_leave_time_for_images(self):
+        found = SLOW._replace(found=True)
+        options = plan.Options()
+        without = plan.choose(options, SIZES, SLOW)
+        assert plan.total_seconds(without, SIZES, found) < plan.BUDGET
+        assert (plan.choose(options, SIZES, found).num_images or SIZES.images) > (
+            without.num_images
+        )
+
     def test_the_slowest_still_measures_the_fewest(self):
         speed = SLOW._replace(seconds=10.0)
         less = plan.choose(plan.Options(), SIZES, speed)

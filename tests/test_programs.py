@@ -40,6 +40,26 @@ def test_a_program_is_compiled_once(folder):
     assert sorted(folder.glob("*-cache")) == sorted(kept)
 
 
+def test_a_damaged_program_is_compiled_again(folder, recwarn):
+    with programs.kept():
+        first = compile_something()(jnp.ones(7))
+    for path in folder.glob("*-cache"):
+        path.write_bytes(b"damaged")
+    jax.clear_caches()
+    with programs.kept():
+        assert (compile_something()(jnp.ones(7)) == first).all()
+    assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
+def test_a_cache_that_cannot_be_is_done_without(tmp_path, monkeypatch, folder, recwarn):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jax.clear_caches()
+    with programs.kept():
+        assert compile_something()(jnp.zeros(7)).sum() == 0.0
+    assert not [w for w in recwarn if "cache" in str(w.message)]
+
+
 def test_a_folder_that_jax_was_given_is_left(folder, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     try:

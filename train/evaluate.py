@@ -112,17 +112,13 @@ def evaluate_run(
     models[None] = random_network(run)
     sizes = plan.Sizes(len(source), len(networks), len(models) - 1)
     per_example, summaries, curves = {}, {}, {}
-    total = plan.total_passes(options, sizes, run.config.batch_size)
-    with Bar(total, seconds=seconds, progress=progress) as bar:
+    passes = plan.total_passes(options, sizes, run.config.batch_size)
+    with Bar(passes, seconds=seconds, progress=progress) as bar:
         for phase, network in networks.items():
             bar.set_postfix_str(phase)
             values = _phase_values(phase, network, sources, options, kept, bar)
             if "fractions" in values:
-                curves[phase] = {
-                    kind: [statistics.finite_mean(column) for column in values[kind].T]
-                    for kind in CURVES
-                }
-                del values["fractions"]
+                curves[phase] = _mean_curves(values)
             summaries[phase] = statistics.summarize(values, intervals=True)
             per_example |= {f"{phase}/{key}": value for key, value in values.items()}
         methods, sanity, maps_values = evaluate_methods(
@@ -135,7 +131,6 @@ def evaluate_run(
             bar=bar,
         )
     names = class_names(run.data)
-    common, share = majority(per_example[f"{before}/label"])
     results = {
         "run": run.name,
         "split": options.split or run.config.test_split,
@@ -154,7 +149,7 @@ def evaluate_run(
         "methods": methods,
         "sanity": sanity,
         "sanity_limit": SANITY_LIMIT,
-        "majority": {"name": names[common], "share": share},
+        "majority": majority(per_example[f"{before}/label"], names),
         "measures": {key: m._asdict() for key, m in MEASURES.items()},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "seconds": time.perf_counter() - start,
@@ -202,6 +197,16 @@ def _phase_values(phase, network, sources, options, kept, bar):
     return values
 
 
+def _mean_curves(values):
+    """Deletion, insertion and the shares of pixels, which leave the values: lists."""
+    found = {
+        kind: [statistics.finite_mean(column) for column in values[kind].T]
+        for kind in CURVES
+    }
+    del values["fractions"]
+    return found
+
+
 def make_moments_of(run, models, options):
     """Function of a key of models: the moments of its features in training images."""
 
@@ -238,18 +243,7 @@ def notes_of(results, runs, num_split: int) -> list[str]:
             f"the temperature is fitted on split {split} itself: its scaled measures "
             "are a little too good here"
         )
-    share = results["majority"]["share"]
-    weak = [
-        f"{phase} ({row['accuracy']['mean']:.1%})"
-        for phase, row in results["phases"].items()
-        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share
-    ]
-    if weak:
-        notes.append(
-            f"right on no more images than naming {results['majority']['name']!r} for "
-            f"each would be ({share:.1%}): {', '.join(weak)}. A classifier so weak has "
-            "no reasons, and its maps mean nothing"
-        )
+    notes += _weak_note(results)
     notes += [
         f"{phase} has no control: no plain phase with the same init, data and number "
         "of epochs"
@@ -276,6 +270,23 @@ def notes_of(results, runs, num_split: int) -> list[str]:
                 f"{row['method']} on {row['model']} are not finite and are left out"
             )
     return notes
+
+
+def _weak_note(results):
+    """A line on the phases that are no better than one answer for all; none if none."""
+    share = results["majority"]["share"]
+    weak = [
+        f"{phase} ({row['accuracy']['mean']:.1%})"
+        for phase, row in results["phases"].items()
+        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share
+    ]
+    if not weak:
+        return []
+    return [
+        f"right on no more images than naming {results['majority']['name']!r} for each "
+        f"would be ({share:.1%}): {', '.join(weak)}. A classifier so weak has no "
+        "reasons, and its maps mean nothing"
+    ]
 
 
 def write_evaluation(results, per_example, workdir: Path):

@@ -6,6 +6,7 @@ kept with the user's own files, not in the run: a program from elsewhere would b
 """
 
 import contextlib
+import warnings
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -44,7 +45,10 @@ def kept():
         jax.monitoring.register_event_duration_secs_listener(_listen)
     _use(str(folder))
     try:
-        yield
+        with warnings.catch_warnings():
+            # What cannot be read or kept is compiled, as ever.
+            warnings.filterwarnings("ignore", "Error .* persistent compilation cache")
+            yield
     finally:
         _use(None)
 

@@ -9,10 +9,18 @@ def confusion(labels, predicted, num_classes: int) -> np.ndarray:
     return np.bincount(index, minlength=num_classes**2).reshape(num_classes, -1)
 
 
-def majority(labels) -> tuple[int, float]:
-    """The most frequent class and its share: what always naming it would get right."""
+def majority(labels, names) -> dict:
+    """The most frequent class and its share: what always naming it would get right.
+
+    Args:
+      labels: indices into names.
+
+    Returns:
+      {name, share}.
+    """
     counts = np.bincount(np.asarray(labels, int))
-    return int(counts.argmax()), float(counts.max() / counts.sum())
+    share = float(counts.max() / counts.sum())
+    return {"name": names[int(counts.argmax())], "share": share}
 
 
 def class_rows(values: dict, phases, num_classes: int) -> list[dict]:
