@@ -16,7 +16,7 @@ Three rules hold throughout:
   gives NaN: an all-zero map, an empty mask and a zero probability all have a value,
   named in the docstring.
 
-Average Drop and Increase stand here; the others in ``localization``,
+Average Drop and Increase stand here; the others in ``localization``, ``boxes``,
 ``map_measures``, ``predictions`` and, on the host, ``bootstrap``, all to be had from
 here. Imports jax, chex and this library only.
 """
@@ -28,6 +28,14 @@ from ibsgl_jax import map_measures, saliency
 from ibsgl_jax.bootstrap import (
     Interval,
     mean_and_interval,
+)
+from ibsgl_jax.boxes import (
+    box_accuracy_curve,
+    box_iou,
+    boxes,
+    corloc,
+    largest_component,
+    mask_boxes,
 )
 from ibsgl_jax.localization import (
     TIES,
@@ -68,10 +76,14 @@ __all__ = [
     "accuracy",
     "best_iou",
     "bounding_box_ratio",
+    "box_accuracy_curve",
+    "box_iou",
     "box_share",
+    "boxes",
     "boxes_to_mask",
     "calibration_bins",
     "calibration_error",
+    "corloc",
     "cosine",
     "drop",
     "explanation_map",
@@ -80,7 +92,9 @@ __all__ = [
     "iou_curve",
     "is_finite",
     "keep_top",
+    "largest_component",
     "map_area",
+    "mask_boxes",
     "mass",
     "match_area",
     "mean_and_interval",

@@ -35,6 +35,7 @@ MATHEMATICAL = {
     "bootstrap",
     "bottleneck",
     "bottleneck_config",
+    "boxes",
     "cams",
     "chunks",
     "convolutions",

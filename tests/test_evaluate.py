@@ -218,6 +218,12 @@ class TestSummaries:
         np.testing.assert_allclose(summary["iou_best"]["mean"], 0.6)
         assert summary["iou_best"]["threshold"] == 5 / 20
 
+    def test_boxes_are_measured(self, evaluated):
+        _, _, results, _ = evaluated
+        measures = results["phases"]["plain"]["measures"]
+        assert 0 <= measures["corloc"]["mean"] <= measures["max_box_acc"]["mean"] + 1e-6
+        assert measures["max_box_acc"]["threshold"] in [k / 20 for k in range(20)]
+
     def test_calibration_error_is_the_library_s(self):
         logits = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * 2
         labels = np.arange(50) % 4

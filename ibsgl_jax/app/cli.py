@@ -95,6 +95,15 @@ def _parser() -> argparse.ArgumentParser:
         help="crop: the central square; squash: the whole photo, its aspect lost "
         "(default: as a run's photos were, else crop)",
     )
+    explaining.add_argument(
+        "--boxes",
+        type=_share,
+        nargs="?",
+        const=0.5,
+        metavar="SHARE",
+        help="add to the JSON each map's box and mask: its largest part above a share "
+        "of its maximum (0.5 if none is given)",
+    )
     explaining.add_argument("--out", default="explained", metavar="DIR")
 
     listing = commands.add_parser("models", help="list models, or a model's layers")
@@ -159,6 +168,13 @@ def _whole_number(low: int, high: int):
         return int(text)
 
     return parse
+
+
+def _share(text: str) -> float:
+    value = float(text) if text.replace(".", "", 1).isdigit() else -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to below 1")
+    return value
 
 
 def _explain(*, photos, method, **options) -> int:

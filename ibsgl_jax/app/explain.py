@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibsgl_jax import attribution
+from ibsgl_jax.app import box_entries, drawing, outputs, photos, stats_cache, terminal
 from ibsgl_jax.app import classifier as classifiers
-from ibsgl_jax.app import drawing, outputs, photos, stats_cache, terminal
 from ibsgl_jax.app.classifier import Classifier
 from ibsgl_jax.app.terminal import shown
 from ibsgl_jax.app.titles import METHOD_TITLES
@@ -40,6 +40,7 @@ def explain(
     chunk_size: int = 8,
     target: str | None = None,
     fit: str | None = None,
+    boxes: float | None = None,
 ) -> int:
     """Explains the photos that the arguments name; the flags are those of ``cli``.
 
@@ -94,9 +95,10 @@ def explain(
         "fit": fit,
         "seed": seed,
         "feature_statistics": stats_source,
+        "box_threshold": boxes,
     }
     with outputs.claim(out, plan.names, inputs) as folder:
-        results = Results(folder, plan, found, classifier, about)
+        results = Results(folder, plan, found, classifier, about, boxes)
         results.fill(blocks, explain_fn)
     terminal.end_progress()
     print(f"{len(results.entries)} photos explained in {shown(out)}")
@@ -132,10 +134,12 @@ class Results:
         found: photos.Found,
         classifier: Classifier,
         about: dict,
+        boxes: float | None = None,
     ):
         self.entries: list[dict] = []
         self.failures = list(found.failures)
         self._folder, self._classifier, self._about = folder, classifier, about
+        self._boxes = boxes
         self._found, self._plan, self._num_sheets = found, plan, 0
         self._rows: list[tuple] = []
         sources = map(id, found.sources)
@@ -191,6 +195,8 @@ class Results:
         files = self._plan.photos[place]
         entry = _describe(source, photo, logits, target, self._classifier)
         entry["files"] = files
+        if self._boxes is not None:
+            entry["boxes"] = box_entries.describe(maps, photo.box, self._boxes)
         if self._plan.shortened[place]:
             entry["note"] = "its name is too long: the files' names are shortened"
         share = 100 * entry["class"]["probability"]

@@ -7,6 +7,7 @@ Every model here is a linen module with the methods `features(images, train=Fals
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -68,6 +69,7 @@ __all__ = [
     "ViT",
     "ViTBase16",
     "ViTSmall16",
+    "attributes",
     "create",
     "make_features_fn",
     "make_head_fn",
@@ -116,6 +118,12 @@ def create(name: str, *, num_classes: int, **options) -> nn.Module:
         near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or MODELS
         raise ValueError(f"no model {name!r}; nearest names: {', '.join(near)}")
     return MODELS[name](num_classes=num_classes, **options)
+
+
+def attributes(name: str) -> frozenset[str]:
+    """The names of the attributes that `create` takes for a model, as of `create`."""
+    found: Any = own.find(name) if own.is_name(name) else MODELS.get(name)
+    return frozenset(getattr(getattr(found, "func", found), "__dataclass_fields__", ()))
 
 
 def make_features_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:

@@ -40,7 +40,8 @@ def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
       matched_area: the common area of the matched measures.
 
     Returns:
-      dict of float32 [N], NaN where undefined; ``iou_curve`` is [N, NUM_THRESHOLDS].
+      dict of float32 [N], NaN where undefined; ``iou_curve`` and ``box_curve`` are
+      [N, NUM_THRESHOLDS].
       Beside ``MEASURES``: confidence, predicted, probability (of the label) and
       runner_up_probability.
     """
@@ -115,6 +116,7 @@ def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) ->
         values[prefix + "increase"] = metrics.increase(probs, explained_probs)
     target = target_mask(batch)
     if target is not None:
+        bbox, _ = metrics.mask_boxes(target)
         curve, _ = metrics.iou_curve(maps, target, num_thresholds=NUM_THRESHOLDS)
         for name, score in {
             "box_share": metrics.box_share(maps, target),
@@ -122,10 +124,15 @@ def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) ->
             "iou": metrics.iou(maps, target),
             "iou_oracle": metrics.best_iou(maps, target, num_thresholds=NUM_THRESHOLDS),
             "bbox_ratio": metrics.bounding_box_ratio(maps, target),
+            "corloc": metrics.corloc(maps, bbox),
         }.items():
             values[name] = _known(score)
+        box_curve, _ = metrics.box_accuracy_curve(
+            maps, bbox, num_thresholds=NUM_THRESHOLDS
+        )
         known = jnp.isfinite(values["iou"])[:, None]
-        values["iou_curve"] = jnp.where(known, curve, jnp.nan)
+        for name, scores in (("iou_curve", curve), ("box_curve", box_curve)):
+            values[name] = jnp.where(known, scores, jnp.nan)
     return values
 
 

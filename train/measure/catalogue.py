@@ -121,6 +121,16 @@ MEASURES = {
     "iou_oracle": _location(
         "IoU, oracle", "The same with the best threshold of each image."
     ),
+    "corloc": _location(
+        "CorLoc",
+        "Share of images in which the box of the largest connected part of the map "
+        "above half of its maximum has an IoU of at least .5 with the true one.",
+    ),
+    "max_box_acc": _location(
+        "MaxBoxAcc",
+        "CorLoc at the one threshold, common to all images and chosen on this split, "
+        f"at which it is highest (grid of {NUM_THRESHOLDS}; Choe et al. 2020).",
+    ),
     "bbox_ratio": _location(
         "bbox ratio",
         "IBA's: share of the n most salient pixels that lie in the box of n pixels; "

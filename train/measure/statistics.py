@@ -14,6 +14,9 @@ CALIBRATIONS = {
     "calibration_scaled": "confidence_scaled",
 }
 
+# Measures at one threshold for all images: their curves over thresholds.
+CURVES = {"iou_best": "iou_curve", "max_box_acc": "box_curve"}
+
 
 def summarize(values: dict, *, keys=tuple(MEASURES), intervals: bool = False) -> dict:
     """The mean of every measure over the examples where it is defined.
@@ -26,18 +29,19 @@ def summarize(values: dict, *, keys=tuple(MEASURES), intervals: bool = False) ->
     Returns:
       dict measure -> {mean, n, undefined}, with intervals also low and high: the mean
       (NaN for nothing), and how many examples define the measure and how many do not.
-      "iou_best" also has its threshold.
+      Those of ``CURVES`` also have their threshold.
     """
     values = dict(values)
-    best = None
-    if "iou_curve" in values and "iou_best" in keys:
-        curve = values["iou_curve"]
-        means = np.array([finite_mean(column) for column in curve.T])
-        best = 0 if np.isnan(means).all() else int(np.nanargmax(means))
-        values["iou_best"] = curve[:, best]
+    thresholds = {}
+    for key, name in CURVES.items():
+        if name in values and key in keys:
+            curve = values[name]
+            means = np.array([finite_mean(column) for column in curve.T])
+            best = 0 if np.isnan(means).all() else int(np.nanargmax(means))
+            values[key], thresholds[key] = curve[:, best], best / NUM_THRESHOLDS
     summary = {key: _entry(values[key], intervals) for key in keys if key in values}
-    if best is not None:
-        summary["iou_best"]["threshold"] = best / NUM_THRESHOLDS
+    for key, threshold in thresholds.items():
+        summary[key]["threshold"] = threshold
     for key, confidence in CALIBRATIONS.items():
         if key in keys and confidence in values:
             pair = values[confidence], values["accuracy"]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from ibsgl_jax import models
-from ibsgl_jax.models import own
 from train.data import dataset
 from train.devices import AXIS, over_devices
 from train.errors import ConfigError
@@ -33,16 +32,24 @@ def make_model(config, num_classes: int, *, axis_name: str | None = None):
     """
     options = {"dtype": jnp.dtype(config.dtype), "axis_name": axis_name}
     try:
-        if own.is_name(config.model):  # which need not have both
-            there = own.find(config.model).__dataclass_fields__
-            options = {name: v for name, v in options.items() if name in there}
+        # A model of one's own need not have both.
+        there = models.attributes(config.model)
+        options = {name: v for name, v in options.items() if name in there}
         return models.create(
-            config.model, num_classes=num_classes, **options, **config.model_options
+            config.model, num_classes=num_classes, **options, **model_options(config)
         )
     except TypeError as error:
         raise ConfigError(f"model_options of {config.model}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"model={config.model!r}: {error}") from error
+
+
+def model_options(config) -> dict:
+    """The model's options: the config's, and its image size where the model asks."""
+    options = config.model_options.to_dict()
+    if "image_size" in models.attributes(config.model):
+        options.setdefault("image_size", config.image_size)
+    return options
 
 
 def make_schedule(learning_rate: float, num_steps: int, warmup_steps: int):

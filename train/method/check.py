@@ -199,9 +199,9 @@ def _check_guided(config, name, done, faults):
     fields = [
         f"{name}.{part}.{f}" for part in ("guidance", "bottleneck") for f in phase[part]
     ]
-    if not faults.has(*fields):
+    if not faults.has("model", "dtype", *fields):
         try:
-            guidance_config(phase)
+            guidance_config(phase, make_model(config, num_classes=2))
         except (ValueError, TypeError) as error:
             faults.add(name, f": {shown(error)}")
     if not faults.has("model", "dtype", "image_size"):

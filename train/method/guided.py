@@ -27,7 +27,7 @@ def from_phase(model, phase, context):
         def when(step):
             return (step % phase.every == 0) & (step < last)
 
-    config = guidance_config(phase)
+    config = guidance_config(phase, model)
     is_phase = phase.teacher in context.phases
     teacher_fn = make_teacher(
         model,
@@ -52,10 +52,23 @@ def from_phase(model, phase, context):
     )
 
 
-def guidance_config(phase) -> guidance.GuidanceConfig:
-    """The guidance options of a phase as the library takes them."""
+def guidance_config(phase, model) -> guidance.GuidanceConfig:
+    """The guidance options of a phase as the library takes them.
+
+    Features of a model that says ``signed_features`` are not clipped.
+
+    Raises:
+      ValueError: an option that cannot be, or a phase that asks to clip them.
+    """
+    options = dict(phase.guidance)
+    if getattr(model, "signed_features", False):
+        if options.setdefault("rectify_features", False):
+            raise ValueError(
+                "guidance.rectify_features=True would clip the signed features of "
+                f"{type(model).__name__}: leave it out, or set False"
+            )
     return guidance.GuidanceConfig(
-        bottleneck=BottleneckConfig(**phase.bottleneck), **phase.guidance
+        bottleneck=BottleneckConfig(**phase.bottleneck), **options
     )
 
 

@@ -23,6 +23,7 @@ from train.method.build import (
     make_eval_fn,
     make_model,
     make_step,
+    model_options,
 )
 from train.run import checkpoint, choose, watch
 from train.run.check import check_fields, check_run
@@ -105,7 +106,7 @@ def _save_model(config, state, data, workdir, phase):
         workdir / "models" / f"{phase}.npz",
         variables,
         model_name=config.model,
-        model_options=config.model_options.to_dict(),
+        model_options=model_options(config),
         num_classes=data.num_classes,
         class_names=data.class_names,
         preprocessing=Preprocessing(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from ibsgl_jax import pretrained, trained
+from ibsgl_jax import models, pretrained, trained
 from ibsgl_jax.models import own
 from train.errors import ConfigError, Faults
 from train.files import write_json
@@ -95,7 +95,10 @@ def _impossible(config, error) -> str:
 
 def _read_weights(config):
     if not own.is_name(config.model):
-        return pretrained.load(config.model, config.pretrained or None)[1]
+        size = {"image_size": config.image_size}
+        asks = "image_size" in models.attributes(config.model)
+        options = size if asks else {}  # positions are interpolated
+        return pretrained.load(config.model, config.pretrained or None, **options)[1]
     if not config.pretrained:
         raise ValueError(
             f"{config.model} has no weights that are known; give --config.pretrained="

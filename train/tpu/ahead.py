@@ -165,8 +165,8 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
     """
     if phase.method != "guided" or not teaches_by_bottleneck(phase):
         return 0.0
-    options = guidance_config(phase).bottleneck
     model = make_model(config, num_classes)
+    options = guidance_config(phase, model).bottleneck
     layer = phase.teacher_layer
 
     def features_and_variables(key, images):
