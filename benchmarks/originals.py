@@ -5,6 +5,7 @@ are the largest deviations over two images: of the logits as they are, of maps a
 gradients of class 1 as a share of the largest value.
 """
 
+import argparse
 import functools
 import pathlib
 import sys
@@ -56,12 +57,15 @@ def compare(path: pathlib.Path) -> tuple[str, ...]:
     return (name, source, *cells)
 
 
-def main(folder: str) -> None:
+def main(argv=None) -> int:
     """Print the table of a folder."""
-    paths = sorted(pathlib.Path(folder).glob("*.npz"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
+    paths = sorted(parser.parse_args(argv).folder.glob("*.npz"))
     rows = [compare(path) for path in paths]
     print(markdown(("network", "names", "logits", *METHODS), rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main())

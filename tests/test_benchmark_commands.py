@@ -3,6 +3,8 @@
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks import (
@@ -12,13 +14,14 @@ from benchmarks import (
     growth,
     imputation,
     input,
+    originals,
     pictures,
     quality,
     resilience,
     step,
 )
 from configs import photos
-from ibsgl_jax import pretrained
+from ibsgl_jax import models, pretrained
 from ibsgl_jax.bottleneck import BottleneckConfig
 
 
@@ -40,6 +43,27 @@ def test_input(capsys):
     assert input.main(["--quick", "--seconds", "0.1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["input_per_step"] > 0
+
+
+def test_originals(tmp_path, monkeypatch, capsys):
+    """A network that is its own original."""
+    model = models.create("small_resnet", num_classes=3, num_filters=4)
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    monkeypatch.setattr(pretrained, "fill", lambda name, tensors: (model, variables))
+    functions = (
+        models.make_features_fn(model, variables),
+        models.make_head_fn(model, variables),
+    )
+    found = {
+        method: originals.explain(*functions, images, method=method)
+        for method in originals.METHODS
+    }
+    logits = jax.jit(model.apply)(variables, images)
+    np.savez(tmp_path / "net.source.npz", images=images, logits=logits, **found)
+    assert originals.main([str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row.startswith("| net | source |") and row.count("0e+00 |") >= 5
 
 
 def test_folder(tmp_path, monkeypatch, capsys):

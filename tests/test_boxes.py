@@ -14,8 +14,6 @@ from tests.quick_explain import (
     save_photo,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def scipys(mask):
     labels, number = ndimage.label(mask, structure=np.ones((3, 3)))

@@ -335,6 +335,7 @@ RUN_BY = {
             "growth",
             "imputation",
             "input",
+            "originals",
             "pictures",
             "quality",
             "resilience",

@@ -14,7 +14,6 @@ import pytest
 from ibsgl_jax import attribution, feature_stats, guidance, models, pretrained, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 FOLDER = pathlib.Path(__file__).parent / "data" / "originals"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 TINY_VIT = {"width": 12, "depth": 2, "num_heads": 2, "patch_size": 8}

@@ -14,10 +14,12 @@ def folder(tmp_path, monkeypatch):
     """The cache of this test, of programs that compile at once as well."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     name = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[name]
+    before, given = jax.config.values[name], jax.config.jax_compilation_cache_dir
     jax.config.update(name, 0.0)
+    programs._use(None)  # the session's own
     yield tmp_path / "ibsgl_jax" / "programs"
     jax.config.update(name, before)
+    programs._use(given)
 
 
 def compile_something():

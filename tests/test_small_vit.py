@@ -18,8 +18,6 @@ from train.method.state import create_state
 from train.method.step import train_step
 from train.run import loop
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def make_config(folder):
     config = photos.get_config()

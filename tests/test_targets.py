@@ -21,8 +21,6 @@ from ibsgl_jax import (
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import PooledLinear
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 def draw(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)

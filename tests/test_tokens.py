@@ -19,7 +19,6 @@ from ibsgl_jax import (
     tokens,
 )
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
 GRID, PREFIX, WIDTH, CLASSES = (3, 4), 2, 6, 5
 IMAGE_SHAPE = (12, 16, 3)
 CONFIG = guidance.GuidanceConfig(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import attribution, bottleneck, feature_stats, saliency
-from train.method.state import tap
+from train.method.state import layer_name, tap
 
 # Networks other than the one that learns: an earlier phase's, and the average's.
 NETWORKS = ("frozen", "average")
@@ -97,15 +97,16 @@ def teaches_by_bottleneck(phase) -> bool:
 
 def _seen(model, teacher, layer, forward, head_fn, when):
     """The teacher's features at its layer, and the rest of its network."""
+    state, image_shape = forward.state, forward.images.shape[1:]
+    layer = layer_name(model, layer, image_shape)
     if teacher == "mask" or (teacher in METHODS and not layer):
         return jax.lax.stop_gradient(forward.features), head_fn
-    state = forward.state
     variables = {
         "frozen": forward.teacher_variables,
         "average": {"params": state.ema_params, "batch_stats": state.batch_stats},
     }.get(teacher, forward.variables)
     features_fn, rest_fn = tap(
-        model, jax.lax.stop_gradient(variables), layer, forward.images.shape[1:]
+        model, jax.lax.stop_gradient(variables), layer, image_shape
     )
     if teacher in METHODS:
         return jax.lax.stop_gradient(forward.inner), rest_fn
