@@ -1,4 +1,6 @@
-"""What the classes of a data set are called."""
+"""What a data set and its classes are called."""
+
+from pathlib import Path
 
 
 def class_names(data) -> tuple[str, ...]:
@@ -7,6 +9,11 @@ def class_names(data) -> tuple[str, ...]:
     if names:
         return tuple(map(str, names))
     return tuple(f"class {i}" for i in range(data.num_classes))
+
+
+def data_name(config) -> str:
+    """The data set's name, or that of the folder of pictures."""
+    return config.dataset or Path(config.data).name
 
 
 def short(name: str, length: int = 18) -> str:

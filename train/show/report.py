@@ -16,7 +16,7 @@ from train.measure.catalogue import MEASURES, format_value
 from train.measure.classes import confusion
 from train.show import charts, figures, tables
 from train.show.gallery import data_uri, gallery
-from train.show.names import class_names
+from train.show.names import class_names, data_name
 
 TEMPLATES = Path(__file__).with_name("templates")
 HEADLINE = (
@@ -48,7 +48,7 @@ def write_report(run, source, results, per_example) -> Path:
     places = per_example.get("places", np.arange(len(source)))
     page = render(
         results=results,
-        dataset=run.config.dataset or run.config.data,
+        dataset=data_name(run.config),
         model=run.config.model,
         names=names,
         headline=_headline(results),
