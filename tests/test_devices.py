@@ -131,6 +131,7 @@ def changes(case, num_devices, parts, normalized):
     step = functools.partial(
         train_step,
         penalty_fn=build.make_penalty(config, config.phase, 10, model, AXIS),
+        layer=build.taught_layer(config.phase, model, config.image_size),
         model=model,
         tx=tx,
         base_key=jax.random.key(7),

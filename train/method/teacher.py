@@ -109,6 +109,8 @@ def _seen(model, teacher, layer, forward, head_fn, when):
         model, jax.lax.stop_gradient(variables), layer, image_shape
     )
     if teacher in METHODS:
+        if forward.inner is None:
+            raise ValueError(f"train_step needs layer={layer!r}, for its teacher")
         return jax.lax.stop_gradient(forward.inner), rest_fn
     images = jax.lax.stop_gradient(forward.images)
     return if_guided(when, forward, lambda: features_fn(images)), rest_fn
