@@ -32,8 +32,8 @@ def explain(features_fn, head_fn, images, *, method):
     return fn(lambda x: head_fn(features_fn(x)), images, classes, **options)
 
 
-def compare(path: pathlib.Path) -> tuple[str, ...]:
-    """The table's row of one file."""
+def compare(path: pathlib.Path, **options) -> tuple[str, ...]:
+    """The table's row of one file; options of the model, where it is a small one."""
     name, source = path.stem.split(".")
     with np.load(path) as file:
         arrays = dict(file)
@@ -42,7 +42,7 @@ def compare(path: pathlib.Path) -> tuple[str, ...]:
         for key, value in arrays.items()
         if key.startswith("tensors/")
     }
-    model, variables = pretrained.fill(name, tensors)
+    model, variables = pretrained.fill(name, tensors, **options)
     images = jnp.asarray(arrays["images"])
     functions = (
         models.make_features_fn(model, variables),

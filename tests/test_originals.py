@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import originals
 from ibsgl_jax import attribution, feature_stats, guidance, models, pretrained, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 
@@ -285,3 +286,11 @@ class TestSizes:
         model = models.create("small_vit", num_classes=3, **options)
         with pytest.raises(ValueError, match=words):
             jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 48, 48, 3)))
+
+
+def test_the_benchmark_makes_a_row():
+    name, source, *cells = originals.compare(
+        FOLDER / "vit_small16.timm.npz", **TINY_VIT
+    )
+    assert (name, source, len(cells)) == ("vit_small16", "timm", 6)
+    assert all(float(cell) < 1e-3 for cell in cells)
