@@ -324,7 +324,6 @@ RUN_BY = {
     "test_prints_the_table_of_the_record",
     ("train.sweep", None): "test_sweep.py::TestMain::test_a_second_call_runs_nothing",
     ("train.teachers", None): "test_teachers.py::TestCommand::test_measures_once",
-    ("benchmarks.originals", None): "test_originals.py::test_the_benchmark_makes_a_row",
     ("tests.layers", None): "test_layers.py::test_the_code_keeps_the_rule",
     ("tests.test_devices", None): "test_devices.py::TestShares::test_four_devices",
     **{
