@@ -22,4 +22,5 @@ def get_config():
         phase.num_epochs = 3.0
         phase.learning_rate = 5e-4
         phase.warmup_epochs = 0.2
+    config.guided.update(default.BOTTLENECK)
     return config

@@ -47,7 +47,6 @@ CPU_IMAGES = 8
 # Elements of features that a TPU takes at a time: eight float32 arrays of them, the
 # loop's state and what it computes, then fit into the 128 MiB beside its cores.
 TPU_PIECE = 2**21
-SOFTMAX = targets.make_loss_fn("softmax")
 
 
 class Attribution(NamedTuple):
@@ -338,9 +337,7 @@ def _squared_deviation(features, moments, config):
     return jnp.square((features - moments.mean) / std)
 
 
-def _generic_value_and_grad(
-    head_fn, features, labels, moments, blur, config, loss_fn=SOFTMAX
-):
+def _generic_value_and_grad(head_fn, features, labels, moments, blur, config, loss_fn):
     """Loss [N] and its gradient for any head, by autodiff through the noisy copies."""
     height, width, _, num_channels = features.shape
     std = config.noise_scale * jnp.maximum(moments.std, config.min_std)
@@ -374,7 +371,7 @@ def _pooled_value_and_grad(
     moments,
     blur,
     config,
-    loss_fn=SOFTMAX,
+    loss_fn,
     *,
     platform=None,
 ):

@@ -28,7 +28,21 @@ def boxes(maps: chex.Array, *, threshold: float = 0.5) -> tuple[chex.Array, chex
       ValueError: threshold outside [0, 1).
     """
     _check_threshold(threshold)
-    return mask_boxes(largest_component(_above(maps, threshold)))
+    return mask_boxes(largest_part(maps, threshold=threshold))
+
+
+def largest_part(maps: chex.Array, *, threshold: chex.Numeric = 0.5) -> chex.Array:
+    """The largest connected part of each map above a threshold, which ``boxes`` boxes.
+
+    Args:
+      maps: [N, H, W].
+      threshold: in [0, 1), not checked; as of ``boxes``.
+
+    Returns:
+      bool [N, H, W]; all False for an all-zero map.
+    """
+    above = saliency.normalize(map_measures.positive(maps)) > threshold
+    return largest_component(above)
 
 
 def mask_boxes(mask: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -167,7 +181,7 @@ def _hits(maps, bbox, thresholds, least):
     chex.assert_shape(bbox, (maps.shape[0], 4))
 
     def at(threshold):
-        found, _ = mask_boxes(largest_component(_above(maps, threshold)))
+        found, _ = mask_boxes(largest_part(maps, threshold=threshold))
         return (box_iou(found, bbox) >= least).astype(jnp.float32)
 
     scores = jax.lax.map(at, jnp.asarray(thresholds, jnp.float32))
@@ -175,10 +189,6 @@ def _hits(maps, bbox, thresholds, least):
     counted = jnp.all(sides > 0, axis=1) & map_measures.is_finite(maps)
     count = counted.astype(jnp.float32)
     return scores.T * count[:, None], count
-
-
-def _above(maps, threshold):
-    return saliency.normalize(map_measures.positive(maps)) > threshold
 
 
 def _check_threshold(threshold):

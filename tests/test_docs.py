@@ -237,9 +237,11 @@ def commands():
         text = text.replace("\\\n", " ")
         for found in re.findall(r"(?:python -m|ibsgl) [^`\"\n]*", text):
             # A command in a line of prose ends where its quotes do.
-            with contextlib.suppress(ValueError):  # prose: an apostrophe opens a quote
+            try:
                 words = shlex.split(found, comments=True)
-                yield place, [word.rstrip(":;,)]") for word in words]
+            except ValueError:  # of the prose behind it an apostrophe opens a quote
+                words = found.split()
+            yield place, [word.rstrip(":;,)]") for word in words]
 
 
 def split_command(words):
@@ -329,6 +331,7 @@ RUN_BY = {
     **{
         (f"benchmarks.{script}", None): f"test_benchmark_commands.py::test_{script}"
         for script in (
+            "against_torch",
             "attribution",
             "folder",
             "fuzz",

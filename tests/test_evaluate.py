@@ -220,7 +220,7 @@ class TestSummaries:
 
     def test_boxes_are_measured(self, evaluated):
         _, _, results, _ = evaluated
-        measures = results["phases"]["plain"]["measures"]
+        measures = results["phases"]["plain"]
         assert 0 <= measures["corloc"]["mean"] <= measures["max_box_acc"]["mean"] + 1e-6
         assert measures["max_box_acc"]["threshold"] in [k / 20 for k in range(20)]
 

@@ -51,8 +51,7 @@ def describe(
 
 @jax.jit
 def _parts(maps, threshold):
-    peak = jnp.max(maps, axis=(1, 2), keepdims=True)
-    masks = metrics.largest_component((maps > threshold * peak) & (maps > 0))
+    masks = metrics.largest_part(maps, threshold=threshold)
     return masks, *metrics.mask_boxes(masks)
 
 

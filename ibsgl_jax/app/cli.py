@@ -37,6 +37,9 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.path.append("")  # last, so that nothing here hides a package
     if words and words[0] in trainer.COMMANDS:  # they have their own flags
         return trainer.run(words[0], words[1:])
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # argparse drops the "--"
+            raise UserError(f"the value of {word[2:-3]} is missing")
     arguments = vars(_parser().parse_args(words))
     command = arguments.pop("command")
     for name, value in arguments.items():
@@ -46,8 +49,6 @@ def _main(argv: Sequence[str] | None) -> int:
 
 def _check_text(name: str, value) -> None:
     """UserError for values that name nothing on any system."""
-    if isinstance(value, list) and name != "photos":  # argparse's reading of "--x=--"
-        raise UserError(f"the value of {name} is missing")
     for text in value if isinstance(value, list) else [value]:
         if text == "":
             raise UserError(f"the value of {name} is empty")

@@ -8,6 +8,7 @@ Reference: Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Ne
 Networks", 2019, and the Lite variants released by its authors in 2020.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,26 +42,21 @@ LITE0_STAGES = (
 )
 
 
-# Width and depth grow by 1.0 and 1.1, and by 1.1 and 1.2; stem, head and the numbers of
-# blocks of the first and last stage stay.
-LITE1_STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(3, 3, 2, 6, 24),
-    Stage(3, 5, 2, 6, 40),
-    Stage(4, 3, 2, 6, 80),
-    Stage(4, 5, 1, 6, 112),
-    Stage(5, 5, 2, 6, 192),
-    Stage(1, 3, 1, 6, 320),
-)
-LITE2_STAGES = (
-    Stage(1, 3, 1, 1, 16),
-    Stage(3, 3, 2, 6, 24),
-    Stage(3, 5, 2, 6, 48),
-    Stage(4, 3, 2, 6, 88),
-    Stage(4, 5, 1, 6, 120),
-    Stage(5, 5, 2, 6, 208),
-    Stage(1, 3, 1, 6, 352),
-)
+def _scaled(stages: Sequence[Stage], width: float, depth: float) -> tuple[Stage, ...]:
+    """Wider, to a multiple of 8, and deeper but for the first and the last stage."""
+    last = len(stages) - 1
+    return tuple(
+        stage._replace(
+            size=stage.size if i in (0, last) else math.ceil(depth * stage.size),
+            filters=int(width * stage.filters + 4) // 8 * 8,
+        )
+        for i, stage in enumerate(stages)
+    )
+
+
+# Stem and head stay as they are.
+LITE1_STAGES = _scaled(LITE0_STAGES, 1.0, 1.1)
+LITE2_STAGES = _scaled(LITE0_STAGES, 1.1, 1.2)
 
 
 def _conv(filters, size, stride=1, *, dtype, groups=1):

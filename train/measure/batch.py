@@ -118,18 +118,19 @@ def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) ->
     if target is not None:
         bbox, _ = metrics.mask_boxes(target)
         curve, _ = metrics.iou_curve(maps, target, num_thresholds=NUM_THRESHOLDS)
+        box_curve, has_box = metrics.box_accuracy_curve(
+            maps, bbox, num_thresholds=NUM_THRESHOLDS
+        )
         for name, score in {
             "box_share": metrics.box_share(maps, target),
             "pointing": metrics.pointing_hit(maps, target),
             "iou": metrics.iou(maps, target),
             "iou_oracle": metrics.best_iou(maps, target, num_thresholds=NUM_THRESHOLDS),
             "bbox_ratio": metrics.bounding_box_ratio(maps, target),
-            "corloc": metrics.corloc(maps, bbox),
+            # The curve's threshold of a half.
+            "corloc": (box_curve[:, NUM_THRESHOLDS // 2], has_box),
         }.items():
             values[name] = _known(score)
-        box_curve, _ = metrics.box_accuracy_curve(
-            maps, bbox, num_thresholds=NUM_THRESHOLDS
-        )
         known = jnp.isfinite(values["iou"])[:, None]
         for name, scores in (("iou_curve", curve), ("box_curve", box_curve)):
             values[name] = jnp.where(known, scores, jnp.nan)

@@ -199,9 +199,10 @@ def _check_guided(config, name, done, faults):
     fields = [
         f"{name}.{part}.{f}" for part in ("guidance", "bottleneck") for f in phase[part]
     ]
-    if not faults.has("model", "dtype", *fields):
+    if not faults.has(*fields):
+        known = not faults.has("model", "dtype")  # the options are checked without, too
         try:
-            guidance_config(phase, make_model(config, num_classes=2))
+            guidance_config(phase, make_model(config, num_classes=2) if known else None)
         except (ValueError, TypeError) as error:
             faults.add(name, f": {shown(error)}")
     if not faults.has("model", "dtype", "image_size"):

@@ -123,7 +123,7 @@ def make_guided_penalty(
         guided = if_guided(when, forward, guide)
         weight = jnp.broadcast_to(now, forward.labels.shape)
         if only_right:
-            weight &= jnp.argmax(guided.logits, axis=-1) == forward.labels
+            weight &= guidance.is_right(guided.logits, forward.labels, config)
         target = jnp.where(now, guided.target_features, frozen.astype(jnp.float32))
         kl = guidance.divergence_from(
             guided._replace(target_features=target), forward.features, config

@@ -20,7 +20,7 @@ from train.method.build import (
     make_step,
 )
 from train.method.guided import guidance_config
-from train.method.state import create_state, state_options, tap
+from train.method.state import create_state, layer_name, state_options, tap
 from train.method.teacher import teaches_by_bottleneck
 from train.tpu import hlo
 
@@ -167,14 +167,13 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
         return 0.0
     model = make_model(config, num_classes)
     options = guidance_config(phase, model).bottleneck
-    layer = phase.teacher_layer
+    side = config.image_size
+    layer = layer_name(model, phase.teacher_layer, (side, side, 3))
 
     def features_and_variables(key, images):
         variables = model.init(key, images)
         features_fn, _ = tap(model, variables, layer, images.shape[1:])
         return features_fn(images), variables
-
-    side = config.image_size
 
     def shapes_for(num_images):
         images = jax.ShapeDtypeStruct((num_images, side, side, 3), jnp.float32)
