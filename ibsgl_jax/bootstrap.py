@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_CHUNK = 1 << 20  # values drawn at once
+
 
 class Interval(NamedTuple):
     """A mean and the two ends of its interval."""
@@ -47,9 +49,13 @@ def mean_and_interval(
     if values.size == 0 or np.isnan(values).any():
         return Interval(float("nan"), float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    means = [
-        values[generator.integers(values.size, size=values.size)].mean()
-        for _ in range(num_resamples)
-    ]
+    rows = max(1, _CHUNK // values.size)  # of a chunk; the draws do not depend on it
+    means = np.concatenate(
+        [
+            values[generator.integers(values.size, size=(count, values.size))].mean(1)
+            for start in range(0, num_resamples, rows)
+            for count in [min(rows, num_resamples - start)]
+        ]
+    )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high))

@@ -49,6 +49,7 @@ def test_input(capsys):
     assert row["input_per_step"] > 0
 
 
+@pytest.mark.slow
 def test_against_torch(monkeypatch, capsys):
     """Its own half; where there is no torch it says so."""
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -109,6 +110,7 @@ def test_folder(tmp_path, monkeypatch, capsys):
     }
 
 
+@pytest.mark.slow
 def test_growth(monkeypatch, capsys):
     monkeypatch.setitem(growth.BASE, "filters", 4)
     assert growth.main(["--quick", "--rounds", "1"]) == 0
@@ -150,6 +152,7 @@ def test_fuzz(tmp_path, capsys):
     assert found["inputs"] == 4 == sum(found["counts"]["photo"].values())
 
 
+@pytest.mark.slow
 def test_resilience(monkeypatch, capsys):
     shorter = re.sub(r"num_epochs = \d", "num_epochs = 1", resilience.CONFIG)
     monkeypatch.setattr(resilience, "CONFIG", shorter)

@@ -96,6 +96,7 @@ def solve(key, params, features, labels, moments, config):
 
 
 class TestFast:
+    @pytest.mark.slow
     def test_nearer_to_twenty_steps_than_as_many_of_the_default(self):
         def maps(seed, config):
             return solve(jax.random.key(seed), *trained(), config)

@@ -78,6 +78,7 @@ class TestCompileStep:
             jax.device_get(one.params), jax.device_get(other.params), rtol=1e-5
         )
 
+    @pytest.mark.slow
     def test_measures_guided_beside_plain(self):
         config = small_config()
         rows = {
@@ -100,6 +101,7 @@ class TestCompileStep:
         text = compile_command.report(config, "v5e:2x2", "guided", rows, 4)
         assert "| plain | guided | ratio |" in text and "of 16 GiB a chip" in text
 
+    @pytest.mark.slow
     def test_frozen_teacher_costs_a_pass_through_its_own_network(self):
         config = small_config()
         config.guided.teacher = "plain"

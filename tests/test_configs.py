@@ -188,8 +188,14 @@ def make_config(name, data_dir):
     return config
 
 
+def _quick(name):
+    """One ResNet with boxes and masks and one without stand for the others."""
+    slow = name in ("imagenet_vgg16", "pets_resnet50")
+    return pytest.param(name, marks=pytest.mark.slow if slow else ())
+
+
 class TestConfigs:
-    @pytest.mark.parametrize("name", CONFIGS)
+    @pytest.mark.parametrize("name", [_quick(name) for name in CONFIGS])
     def test_trains_two_steps_through_the_real_path(self, name, data_dir, tmp_path):
         config = make_config(name, data_dir)
         check_config(config)
@@ -305,12 +311,17 @@ class TestPrepare:
             prepare.prepare("imagenet2012", tmp_path)
 
 
+def _is_long(name):
+    return "efficient" in name or name == "recipes"
+
+
 class TestSweeps:
     @pytest.mark.parametrize(
         "path",
         [
             # A deep network is traced for long, and on the path of the others.
-            pytest.param(p, marks=pytest.mark.slow if "efficient" in p.stem else ())
+            # The recipes have three times the phases of any other sweep.
+            pytest.param(p, marks=pytest.mark.slow if _is_long(p.stem) else ())
             for p in SWEEPS
         ],
         ids=lambda path: path.stem,

@@ -311,7 +311,8 @@ COMMANDS = sorted(
 )
 
 
-# The default test that runs it, on little; so that none breaks unseen.
+# The test that runs it, on little; so that none breaks unseen. Benchmarks of whole runs
+# are slow; everything else is run by default.
 RUN_BY = {
     ("ibsgl_jax", "explain"): "test_cli.py::TestExplain::test_writes_everything",
     ("ibsgl_jax", "export"): "test_export.py::TestCommand::"
@@ -358,11 +359,12 @@ def find_test(address):
 
 
 class TestCommands:
-    def test_each_is_run_by_a_default_test(self):
+    def test_each_is_run_by_a_test(self):
         documented = {command[1:3] for command in COMMANDS}
         assert documented == RUN_BY.keys()
-        for address in RUN_BY.values():
-            for node in find_test(address):
+        for (module, _), address in RUN_BY.items():
+            nodes = find_test(address)
+            for node in () if module.startswith("benchmarks.") else nodes:
                 marks = map(ast.unparse, getattr(node, "decorator_list", ()))
                 assert not any("slow" in mark for mark in marks), address
 
@@ -408,10 +410,12 @@ class TestNotebooks:
             assert not cell.get("outputs")
             assert cell.get("execution_count") is None
 
+    @pytest.mark.slow
     def test_explain_a_folder(self, tmp_path):
         shape = run_notebook("explain_a_folder.ipynb", "list(maps['ib'].shape)")
         assert shape == [4, 224, 224]
 
+    @pytest.mark.slow
     def test_photos_in_a_notebook(self):
         notebook = execute_notebook(
             "photos_in_a_notebook.ipynb",
@@ -432,6 +436,7 @@ class TestNotebooks:
         # The curve, the run's picture, and the explained photo are all seen.
         assert sum("image/png" in o.get("data", {}) for o in outputs) == 3
 
+    @pytest.mark.slow
     def test_one_loss_in_your_loop(self):
         results = run_notebook(
             "one_loss_in_your_loop.ipynb",

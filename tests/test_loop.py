@@ -263,6 +263,7 @@ class TestWindow:
 
 
 class TestOptions:
+    @pytest.mark.slow
     def test_average_and_trace(self, whole, photo_digits_dir, tmp_path, monkeypatch):
         """With a moving average a stopped run goes on exactly; a trace is written."""
         config = tiny_run.make_guided_config(photo_digits_dir)

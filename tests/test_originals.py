@@ -23,7 +23,7 @@ TINY_CONVNEXT = {"stage_widths": (4, 6, 8, 12), "stage_sizes": (1, 1, 2, 1)}
 
 def _quick(file):
     """Of one network's sources the maps of one are looked at by default."""
-    slow = "convnext" in file and "timm" not in file
+    slow = "convnext" in file
     return pytest.param(file, marks=pytest.mark.slow if slow else ())
 
 
@@ -103,6 +103,7 @@ def test_positions_are_interpolated_as_by_the_original():
     np.testing.assert_allclose(logits, arrays["large_logits"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_methods_explain_a_transformer():
     _, _, arrays, _ = original("dinov2_small14_reg4.hugging_face")
     model, variables = fill("dinov2_small14_reg4.hugging_face")
@@ -137,6 +138,7 @@ def test_other_methods_explain_a_transformer():
         assert float(jnp.abs(maps).max()) > 0, method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "dtype"),
     [("vit_small16.timm", jnp.bfloat16), ("convnext_tiny.timm", jnp.float16)],
@@ -288,6 +290,7 @@ class TestSizes:
             jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 48, 48, 3)))
 
 
+@pytest.mark.slow
 def test_the_benchmark_makes_a_row():
     name, source, *cells = originals.compare(
         FOLDER / "vit_small16.timm.npz", **TINY_VIT

@@ -378,7 +378,7 @@ class TestSensitivitySizes:
 
 class TestImputation:
     @pytest.mark.parametrize(
-        "size", [61, 224, pytest.param(448, marks=pytest.mark.slow)]
+        "size", [61, *(pytest.param(n, marks=pytest.mark.slow) for n in (224, 448))]
     )
     def test_equals_a_direct_solution(self, size):
         """Holes of 10, 50 and 90 %, discs and scattered pixels, in one call."""

@@ -58,6 +58,7 @@ def test_a_run_from_end_to_end(tmp_path):
     assert maps.shape == (2, 24, 24) and bool(jnp.isfinite(maps).all())
 
 
+@pytest.mark.slow
 def test_a_guided_step_moves_what_the_last_attention_reads():
     options = {"depth": 2, "width": 8, "patch_size": 6, "image_size": 18}
     model = models.create("small_vit", num_classes=3, **options)

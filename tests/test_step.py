@@ -265,6 +265,7 @@ class TestGuidedStep:
 
 
 class TestTeachers:
+    @pytest.mark.slow
     def test_average_is_the_frozen_teacher_of_the_averaged_parameters(self):
         model, batch = make_model(), make_batch(8)
         state = make_state(model)
@@ -335,6 +336,7 @@ class TestRoute:
 
 
 class TestTeacherLayer:
+    @pytest.mark.slow
     def test_follows_the_map_of_the_inner_layer_averaged_down(self):
         model, batch = make_model(), make_batch(8)
         layer = "layer1_0"
@@ -392,6 +394,7 @@ class TestTeacherLayer:
         _, last = jax.jit(make_step("guided", model))(make_state(model), batch)
         assert abs(float(last["saliency_loss"][0] / loss) - 1) > 0.01
 
+    @pytest.mark.slow
     def test_costs_no_second_pass_up_to_the_layer(self):
         """A guided step by a CAM has the plain step's convolutions and those behind."""
         model, batch = make_model(), make_batch(8)
@@ -418,6 +421,7 @@ class TestTeacherLayer:
         assert 0 < inner - last <= count(cam, features)
         assert last - plain < count(cam, features)
 
+    @pytest.mark.slow
     def test_devices_share_its_statistics_and_wait_for_no_other(self):
         """Two steps, the second not guided: as on one device, and its statistics stay.
 
@@ -553,6 +557,7 @@ class TestWhen:
 
 
 class TestPrecision:
+    @pytest.mark.slow
     def test_only_the_backbone_is_in_bfloat16(self):
         """Maps, bottleneck, divergence and statistics of a bfloat16 model: float32."""
         model, batch = make_model(dtype=jnp.bfloat16), make_batch(8)
@@ -675,7 +680,11 @@ class TestConvolutions:
         "name, options",
         [
             ("small_resnet", {}),
-            ("resnet18", {"num_filters": 4, "stem": "cifar", "num_classes": 10}),
+            pytest.param(
+                "resnet18",
+                {"num_filters": 4, "stem": "cifar", "num_classes": 10},
+                marks=pytest.mark.slow,
+            ),
         ],
     )
     def test_guided_step_has_exactly_those_of_the_plain_step(self, name, options):
