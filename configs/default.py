@@ -95,6 +95,7 @@ def get_config() -> ConfigDict:
     # Model
     config.model = "small_resnet"  # or "package.module:Class": docs/extending.md
     config.model_options = ConfigDict()
+    config.tap = ""  # the layer whose output are the features; "": the model's own
     config.dtype = "float32"  # or "bfloat16", of the backbone; the rest is float32
     config.pretrained = ""  # file of weights for init="pretrained"
 

@@ -28,6 +28,7 @@ and for a bare function, which names the layers itself::
 """
 
 import contextlib
+import contextvars
 import difflib
 import functools
 from collections import Counter
@@ -45,6 +46,9 @@ from ibsgl_jax import targets, tokens
 # Primitives that evaluate one jaxpr once, on exactly their own operands.
 _CALLS = {"jit", "pjit", "closed_call", "remat", "remat2", "checkpoint"}
 _CALLS |= {"custom_jvp_call", "custom_vjp_call"}
+
+# The taps of modules that are not linen's, innermost first.
+_TAPS: contextvars.ContextVar[tuple] = contextvars.ContextVar("taps", default=())
 
 
 def linen(
@@ -222,8 +226,38 @@ def kept(layer: str):
     if not layer:
         yield outputs
         return
-    with flax_linen.intercept_methods(_interceptor(_numbered(keep, {}))):
+    with _tapped(_numbered(keep, {})):
         yield outputs
+
+
+@contextlib.contextmanager
+def replaced(layer: str, features):
+    """The modules applied inside go on from `features` where `layer` returned.
+
+    The other half of `kept`; enter it inside whatever is traced.
+    """
+
+    def replace(name, output):
+        return features if name == layer else output
+
+    with _tapped(_numbered(replace, {})):
+        yield
+
+
+def show_layers(module: flax_nnx.Module) -> None:
+    """Makes an NNX module's layers seen where linen's are: by `kept`, `linen`, ....
+
+    For a linen module that computes with an NNX module, made inside its method.
+    """
+
+    def show(name, output):
+        for tap in _TAPS.get():
+            output = tap(name, output)
+        return output
+
+    for path, inner in list(flax_nnx.iter_modules(module)):
+        if path and callable(inner):
+            _tap_calls(inner, "/".join(map(str, path)), show)
 
 
 def finer_layer(model, variables, image_shape=(224, 224, 3), *, times: int = 2) -> str:
@@ -299,6 +333,26 @@ def layer_names(
     return {name: output.shape[1:] for name, output in outputs.items()}
 
 
+def used(head, variables, features) -> list[str]:
+    """The names in ``params`` that a head's outputs depend on.
+
+    Args:
+      head: ``(params, other variables, features) -> outputs``.
+      variables: dict with params, arrays or `jax.ShapeDtypeStruct`s.
+      features: an array or a `jax.ShapeDtypeStruct`.
+    """
+    params = variables["params"]
+    others = {name: v for name, v in variables.items() if name != "params"}
+    jaxpr = jax.make_jaxpr(head)(params, others, features).jaxpr
+    rest = len(jax.tree.leaves((others, features)))
+
+    def reaches(name):
+        marks = jax.tree.map_with_path(lambda path, _: path[0].key == name, params)
+        return any(_reached(jaxpr, jax.tree.leaves(marks) + [False] * rest))
+
+    return [name for name in params if reaches(name)]
+
+
 def _numbered(tap, hidden):
     """`tap` for the arrays that can leave the model, with "#2" after a second name.
 
@@ -351,6 +405,17 @@ def _output_shapes(call, variables, image):
     return outputs, hidden
 
 
+@contextlib.contextmanager
+def _tapped(tap):
+    """Passes what each layer returns inside through `tap`, linen's and those shown."""
+    token = _TAPS.set((tap, *_TAPS.get()))
+    try:
+        with flax_linen.intercept_methods(_interceptor(tap)):
+            yield
+    finally:
+        _TAPS.reset(token)
+
+
 def _interceptor(tap):
     """Passes what each submodule of a linen module returns through `tap`."""
 
@@ -367,7 +432,7 @@ def _linen_call(model, **apply_kwargs):
     def call(variables, images, tap):
         # Entered here, inside whatever is traced: around a function that is already
         # jitted it would be ignored.
-        with flax_linen.intercept_methods(_interceptor(tap)):
+        with _tapped(tap):
             return model.apply(variables, images, **apply_kwargs)
 
     return call

@@ -1,11 +1,15 @@
 """A model of one's own, "package.module:Class": trained, measured, explained."""
 
+import functools
 import json
 import sys
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import photos
 from ibsgl_jax import models, trained
@@ -13,11 +17,13 @@ from ibsgl_jax.app import cli
 from tests import pictures
 from train import evaluate
 from train.errors import ConfigError
+from train.method import build
 from train.run import loop, saved_run
 
 SOURCE = '''
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
 
 class Net(nn.Module):
@@ -85,6 +91,69 @@ class Nameless(nn.Module):
         return features
 
 
+class Act(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(x)
+
+
+class Compact(nn.Module):
+    """As Net, but without its methods; and with a name of its own for train."""
+
+    num_classes: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, images, training=False):
+        x = nn.Conv(self.width, (3, 3), strides=2, name="first")(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not training, name="norm")(x))
+        x = Act(name="act")(nn.Conv(self.width, (3, 3), name="second")(x))
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.num_classes, name="last")(x)
+
+
+class Hidden(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.remat(Act)(name="act")(nn.Conv(4, (3, 3), name="first")(images))
+        return nn.Dense(self.num_classes, name="last")(jnp.mean(x, axis=(1, 2)))
+
+
+class OfNNX(nnx.Module):
+    def __init__(self, num_classes, width=8, *, rngs):
+        self.blocks = nnx.List(
+            [
+                nnx.Conv(3, width, (3, 3), strides=2, rngs=rngs),
+                nnx.Conv(width, width, (3, 3), rngs=rngs),
+            ]
+        )
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.last = nnx.Linear(width, num_classes, rngs=rngs)
+
+    def features(self, images):
+        return nnx.relu(self.blocks[1](nnx.relu(self.norm(self.blocks[0](images)))))
+
+    def head(self, features):
+        return self.last(self.dropout(jnp.mean(features, axis=(1, 2))))
+
+    def __call__(self, images):
+        return self.head(self.features(images))
+
+
+class WithState(OfNNX):
+    def __init__(self, num_classes, *, rngs):
+        super().__init__(num_classes, rngs=rngs)
+        self.seen = nnx.Variable(jnp.zeros(()))
+
+
+class Rngless(nnx.Module):
+    def __init__(self, num_classes):
+        pass
+
+
 def function(num_classes):
     raise AssertionError("called")
 '''
@@ -116,6 +185,120 @@ def make_config(folder, name="Net"):
     config.tensorboard = config.progress = False
     config.picture_rows = 1
     return config
+
+
+ADAPTED = [("Compact", "act"), ("OfNNX", ""), ("OfNNX", "blocks/1")]
+
+
+class TestAdapted:
+    @pytest.mark.parametrize("name, tap", ADAPTED)
+    def test_trains_and_is_read_back(self, name, tap, module, tmp_path):
+        folder = pictures.fill(tmp_path / "photos", number=16)
+        config = make_config(folder, name)
+        config.tap, config.guided.teacher_layer = tap, "2x"
+        # Not clipped: the tapped layer of the last has no ReLU behind it.
+        config.guided.guidance.rectify_features = tap != "blocks/1"
+        outcome = loop.train_and_evaluate(config, tmp_path / "run", table=False)
+        state = jax.device_get(outcome["guided"][0])
+        head = jax.device_get(outcome["head"][0])
+        for branch in ("norm", "blocks" if "NNX" in name else "second", "last"):
+            before, after = head.params[branch], state.params[branch]
+            with pytest.raises(AssertionError):  # all of it has moved
+                chex.assert_trees_all_equal(before, after)
+        kept = trained.load(tmp_path / "run" / "models" / "guided.npz")
+        chex.assert_trees_all_equal(kept.variables, state.variables)
+        images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        images = images.astype(np.float32)
+        features = kept.model.apply(kept.variables, images, method="features")
+        np.testing.assert_allclose(
+            kept.model.apply(kept.variables, features, method="head"),
+            kept.model.apply(kept.variables, images),
+            atol=1e-6,
+        )
+
+    def test_a_tapped_module_steps_as_one_with_methods(self, module):
+        """The same variables, gradients and batch statistics."""
+        whole = models.create("own_net:Net", num_classes=2)
+        tapped = models.create(
+            "own_net:Compact", num_classes=2, tap="act", image_size=16
+        )
+        images = np.random.default_rng(0).normal(size=(4, 16, 16, 3))
+        images = images.astype(np.float32)
+        variables = whole.init(jax.random.key(0), images)
+        chex.assert_trees_all_equal_shapes(
+            variables, tapped.init(jax.random.key(0), images)
+        )
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def step(model, variables):
+            def loss(params):
+                inputs = {**variables, "params": params}
+                features, updated = model.apply(
+                    inputs, images, True, method="features", mutable=["batch_stats"]
+                )
+                logits = model.apply(inputs, features, True, method="head")
+                return jnp.sum(jnp.sin(logits)), (features, updated)
+
+            return jax.grad(loss, has_aux=True)(variables["params"])
+
+        chex.assert_trees_all_close(
+            step(tapped, variables), step(whole, variables), atol=1e-5
+        )
+
+    def test_what_learns_with_the_head_alone(self, module):
+        config = make_config("photos", "OfNNX")
+        model = build.make_model(config, 2)
+        assert build.learning_layers(config, config.head, model) == ("last",)
+
+    @pytest.mark.parametrize(
+        "name, tap, words",
+        [
+            ("Compact", "", "Compact has no method features"),
+            ("Compact", "atc", "no layer 'atc'; nearest names: act"),
+            ("Hidden", "act", "layer 'act' runs inside nn.remat"),
+            ("WithState", "", "WithState.seen is a Variable; nnx.Param and"),
+            ("Rngless", "", "Rngless has no attribute rngs"),
+        ],
+    )
+    def test_what_cannot_be_tapped_is_one_line(
+        self, name, tap, words, module, tmp_path
+    ):
+        config = make_config(pictures.fill(tmp_path / "photos"), name)
+        config.tap = tap
+        del config.model_options.width
+        with pytest.raises(ConfigError) as info:
+            loop.train_and_evaluate(config, tmp_path / "run")
+        assert words in str(info.value) and "\n" not in str(info.value)
+        assert not (tmp_path / "run").exists()
+
+
+class TestFromPython:
+    def test_a_class_and_a_module_are_kept_by_their_names(self, module, tmp_path):
+        import own_net
+
+        config = make_config(pictures.fill(tmp_path / "photos", number=16))
+        config.phases = ("head",)
+        del config.model_options.width
+        loop.train_and_evaluate(
+            config, tmp_path / "run", model=own_net.Net(2, width=5), table=False
+        )
+        kept = trained.load(tmp_path / "run" / "models" / "head.npz")
+        assert type(kept.model).__name__ == "Net" and kept.model.width == 5
+        assert build.with_model(config, own_net.OfNNX).model == "own_net:OfNNX"
+
+    def test_what_no_other_process_can_make_is_refused(self, module):
+        import own_net
+
+        class Local(own_net.Net):
+            pass
+
+        config = make_config("photos")
+        with pytest.raises(ConfigError, match="is made inside another name"):
+            build.with_model(config, Local)
+        with pytest.raises(ConfigError, match="its width is a ndarray"):
+            build.with_model(config, own_net.Net(2, width=np.ones(())))
+        with pytest.raises(ConfigError, match="give its class"):
+            build.with_model(config, own_net.OfNNX(2, rngs=nnx.Rngs(0)))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ Every model here is a linen module with the methods `features(images, train=Fals
 
 import difflib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from flax import linen as nn
@@ -97,12 +96,15 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create(name: str, *, num_classes: int, **options) -> nn.Module:
+def create(name: str, *, num_classes: int, tap: str = "", **options) -> nn.Module:
     """The model called `name`, without its variables.
 
     Args:
       name: a key of `MODELS`, or "package.module:Class" of your own, see `own`.
       num_classes: number of logits C.
+      tap: a layer whose output are the features, in the place of the model's own, as
+        `tapping.layer_names` names it; then `image_size`, the side of the images, is
+        needed among the options.
       **options: further attributes of the model (`dtype`, `axis_name`, ...).
 
     Returns:
@@ -113,17 +115,18 @@ def create(name: str, *, num_classes: int, **options) -> nn.Module:
         class of your own that is none, or not what `own` says.
     """
     if own.is_name(name):
-        return own.find(name)(num_classes=num_classes, **options)
+        return own.make(name, num_classes=num_classes, tap=tap, **options)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, cutoff=0.4) or MODELS
         raise ValueError(f"no model {name!r}; nearest names: {', '.join(near)}")
+    if tap:
+        return own.adapt(MODELS[name], num_classes=num_classes, tap=tap, **options)
     return MODELS[name](num_classes=num_classes, **options)
 
 
 def attributes(name: str) -> frozenset[str]:
     """The names of the attributes that `create` takes for a model, as of `create`."""
-    found: Any = own.find(name) if own.is_name(name) else MODELS.get(name)
-    return frozenset(getattr(getattr(found, "func", found), "__dataclass_fields__", ()))
+    return own.attributes(own.find(name) if own.is_name(name) else MODELS.get(name))
 
 
 def make_features_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:

@@ -1,7 +1,8 @@
 """A model of your own by its name, "package.module:Class", and what it must be.
 
 The contract: a linen module, its layers made in ``setup``, all of whose attributes but
-``num_classes`` have defaults, with
+``num_classes`` have defaults, or an NNX module, made by ``Class(num_classes=...,
+rngs=...)``, with
 
     features(images, train=False)   images [N, H', W', 3] -> [N, H, W, K], or tokens
                                     [N, T, D], and
@@ -13,24 +14,31 @@ and, of BatchNorm, batch_stats. What may stand beside:
 
 - attributes ``dtype`` (of the computation) and ``axis_name`` (over which BatchNorm
   averages while several devices train);
-- an argument ``keys`` [N] of ``head``, a key for each image, for dropout;
+- an argument ``keys`` [N] of ``head``, a key for each image, for dropout (linen);
 - a class attribute ``signed_features = True``: the trainer then refuses to guide with
   ``rectify_features``, which would clip them;
 - an attribute ``token_layout``, a ``tokens.Layout``, where the tokens' grid is not the
   square that their number admits;
 - a method ``pooled_linear(variables)``, a `PooledLinear`, of a head that is a mean over
   space and a dense layer: a bottleneck's map then costs next to nothing.
+
+A class without features and head, its layers made in any way, goes with ``tap``, the
+layer whose output are the features; its ``__call__(images)`` gives the logits, and an
+argument of it called train, training, is_training, deterministic or
+use_running_average is set. An NNX module needs no such argument: it is told by its
+``train()`` and ``eval()``; its variables are ``nnx.Param`` and ``nnx.BatchStat``.
 """
 
-import dataclasses
 import importlib
 import inspect
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
-from ibsgl_jax import tokens
+from ibsgl_jax import tapping, tokens
+from ibsgl_jax.models import adapted
 
 
 def is_name(name) -> bool:
@@ -38,13 +46,13 @@ def is_name(name) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def find(name: str) -> type[nn.Module]:
+def find(name: str) -> type:
     """The class of "package.module:Class".
 
     Its module is imported, so it runs what the module holds; nothing else is called.
 
     Raises:
-      ValueError: it cannot be imported, or is no linen module with features and head.
+      ValueError: it cannot be imported, or is no class of linen or NNX modules.
     """
     module_name, _, class_name = name.partition(":")
     try:
@@ -57,18 +65,65 @@ def find(name: str) -> type[nn.Module]:
     found = getattr(module, class_name, None)
     if found is None:
         raise ValueError(f"module {module_name!r} has no {class_name!r}")
-    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise ValueError(f"{class_name} is no class of flax.linen.Module")
-    if "num_classes" not in (field.name for field in dataclasses.fields(found)):
-        raise ValueError(f"{class_name} has no attribute num_classes")
-    for method, arguments in (("features", "images"), ("head", "features")):
-        if not callable(getattr(found, method, None)):
-            raise ValueError(
-                f"{class_name} has no method {method}({arguments}, train=False)"
-            )
-        if "train" not in inspect.signature(getattr(found, method)).parameters:
-            raise ValueError(f"{class_name}.{method} takes no argument train")
+    if not (inspect.isclass(found) and issubclass(found, nn.Module | nnx.Module)):
+        raise ValueError(f"{class_name} is no class of flax.linen.Module or nnx.Module")
+    for needed in ("num_classes", *(["rngs"] if issubclass(found, nnx.Module) else [])):
+        if needed not in attributes(found):
+            raise ValueError(f"{class_name} has no attribute {needed}")
     return found
+
+
+def attributes(kind) -> frozenset[str]:
+    """The names of what a class, or a function that makes a model, takes."""
+    kind = getattr(kind, "func", kind)
+    if inspect.isclass(kind) and issubclass(kind, nnx.Module):
+        return frozenset(inspect.signature(kind.__init__).parameters) - {"self"}
+    return frozenset(getattr(kind, "__dataclass_fields__", ()))
+
+
+def make(name: str, *, num_classes: int, tap: str = "", **options) -> nn.Module:
+    """The model of a class; arguments and Raises as of ``models.create``."""
+    kind = find(name)
+    if not tap:
+        _check_methods(kind)
+    if not tap and issubclass(kind, nn.Module):
+        return kind(num_classes=num_classes, **options)
+    return adapt(kind, num_classes=num_classes, tap=tap, **options)
+
+
+def adapt(kind, *, num_classes: int, tap: str = "", image_size: int = 0, **options):
+    """What a class makes as a model, tapped or of NNX: an `adapted.Adapted`.
+
+    Raises:
+      TypeError: options that the class does not take.
+      ValueError: ``tap`` without ``image_size``.
+    """
+    if tap and not image_size:
+        raise ValueError(f"tap={tap!r} asks for image_size, the side of the images")
+    known = attributes(kind)
+    options["num_classes"] = num_classes
+    if "image_size" in known:
+        options["image_size"] = image_size
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{kind.__name__} takes no argument {option!r}")
+    is_nnx = inspect.isclass(kind) and issubclass(kind, nnx.Module)
+    source = (adapted.NNX if is_nnx else adapted.Linen)(kind, tuple(options.items()))
+    return adapted.Adapted(num_classes, source, tap, image_size)
+
+
+def _check_methods(kind):
+    """That a class has features and head, each told whether it trains."""
+    for method, arguments in (("features", "images"), ("head", "features")):
+        if not callable(getattr(kind, method, None)):
+            raise ValueError(
+                f"{kind.__name__} has no method {method}({arguments}, train=False); "
+                "add it, or name a layer whose output the features are in tap"
+            )
+        is_told = issubclass(kind, nnx.Module)  # by its train() and eval()
+        names = inspect.signature(getattr(kind, method)).parameters
+        if not is_told and "train" not in names:
+            raise ValueError(f"{kind.__name__}.{method} takes no argument train")
 
 
 def check(model: nn.Module, image_size: int) -> None:
@@ -86,6 +141,13 @@ def check(model: nn.Module, image_size: int) -> None:
     others = sorted(set(variables) - {"params", "batch_stats"})
     if others:
         raise ValueError(f"has variables in {others[0]!r}; params and batch_stats go")
+    if tap := getattr(model, "tap", ""):  # that there is such a layer, and it cuts
+        jax.eval_shape(
+            lambda variables: tapping.linen(
+                model, variables, tap, image_shape=images.shape[1:]
+            ),
+            variables,
+        )
 
     def forward(variables, images):
         features = model.apply(variables, images, method="features")

@@ -1,13 +1,18 @@
 """What is made of a configuration: model, optimizer and the steps of its phases."""
 
+import dataclasses
 import functools
+import inspect
+import json
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import linen as nn
+from ml_collections import ConfigDict
 
-from ibsgl_jax import models
+from ibsgl_jax import models, tapping
 from train.data import dataset
 from train.devices import AXIS, over_devices
 from train.errors import ConfigError
@@ -44,10 +49,63 @@ def make_model(config, num_classes: int, *, axis_name: str | None = None):
         raise ConfigError(f"model={config.model!r}: {error}") from error
 
 
+def with_model(config, model):
+    """The config with a model from Python in its fields model and model_options.
+
+    Args:
+      config: ConfigDict; it is not changed.
+      model: a class, as ``ibsgl_jax.models.own`` says, or a linen module of one, whose
+        number of classes, ``dtype`` and ``axis_name`` are those of the run; None for
+        the config's own.
+
+    Raises:
+      ConfigError: a class that no other process could find by its name, or an
+        attribute that no file can hold.
+    """
+    if model is None:
+        return config
+    kind = model if inspect.isclass(model) else type(model)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    if "." in kind.__qualname__:
+        raise ConfigError(
+            f"model {kind.__qualname__} is made inside another name: move its class to "
+            "the top of its module, where the run can be read back"
+        )
+    config = ConfigDict(config.to_dict())
+    config.model = name
+    if kind is not model and isinstance(model, nn.Module):
+        config.model_options = ConfigDict(_options_of(model))
+    elif kind is not model:
+        raise ConfigError(f"model of {name}: give its class, which the run makes")
+    return config
+
+
+def _options_of(model: nn.Module) -> dict:
+    """The attributes of a linen module that are not its defaults."""
+    taken = ("parent", "name", "num_classes", "dtype", "axis_name")
+    options = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in taken and getattr(model, field.name) != field.default
+    }
+    for name, value in options.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ConfigError(
+                f"model: its {name} is a {type(value).__name__}, which no config.json "
+                "holds; give a class that has it as its default"
+            ) from None
+    return options
+
+
 def model_options(config) -> dict:
-    """The model's options: the config's, and its image size where the model asks."""
+    """The model's options: the config's, its tap, and its image size where it asks."""
     options = config.model_options.to_dict()
-    if "image_size" in models.attributes(config.model):
+    tap = config.get("tap", "")  # runs of an earlier version have none
+    if tap:
+        options["tap"] = tap
+    if tap or "image_size" in models.attributes(config.model):
         options.setdefault("image_size", config.image_size)
     return options
 
@@ -183,14 +241,17 @@ def learning_layers(config, phase, model) -> tuple[str, ...] | None:
     """Names in ``params`` of the layers that learn in a phase; None for all."""
     if phase.get("layers", "all") == "all":
         return None
-    key, side = jax.random.key(0), config.image_size
+    side = config.image_size
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    features = jax.eval_shape(
+        lambda *inputs: model.apply(*inputs, method="features"), variables, images
+    )
+    return tuple(tapping.used(functools.partial(_head, model), variables, features))
 
-    def head_params(images):
-        features, _ = model.init_with_output(key, images, method="features")
-        return model.init(key, features, method="head")["params"]
 
-    return tuple(jax.eval_shape(head_params, images))
+def _head(model, params, others, features):
+    return model.apply({**others, "params": params}, features, method="head")
 
 
 def candidates(config, name) -> list[str]:

@@ -24,6 +24,7 @@ from train.method.build import (
     make_model,
     make_step,
     model_options,
+    with_model,
 )
 from train.run import checkpoint, choose, watch
 from train.run.check import check_fields, check_run
@@ -36,7 +37,9 @@ from train.run.workdir import claim
 LOGGER = logging.getLogger("train")
 
 
-def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
+def train_and_evaluate(
+    config, workdir, *, data=None, model=None, profile=None, table=True
+):
     """Train every phase of the config, going on where a killed run stopped.
 
     Args:
@@ -45,6 +48,8 @@ def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
       workdir: folder of the run, made if absent.
       data: examples in the place of what the config names: a data set of Hugging Face,
         a sequence of dicts, or a mapping from split to one; see ``data.given``.
+      model: a class, or a linen module of one, in the place of what the config names;
+        see ``build.with_model``. The run keeps its name, and its attributes.
       profile: (first, last) step of each phase to write a profiler trace of.
       table: measure the phases on the test split at the end; else no example of it is
         looked at.
@@ -60,6 +65,7 @@ def train_and_evaluate(config, workdir, *, data=None, profile=None, table=True):
     """
     workdir = Path(workdir)
     check_fields(config)
+    config = with_model(config, model)
     config, chosen = choose.complete(config, workdir, examples=data)
     with on_signals() as stop, disk_errors():
         data, plans = check_run(config, workdir, examples=data)
