@@ -28,27 +28,21 @@ and for a bare function, which names the layers itself::
 """
 
 import contextlib
-import contextvars
 import difflib
 import functools
-from collections import Counter
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import linen as flax_linen
 from flax import nnx as flax_nnx
-from flax.core.tracers import current_trace
 from jax.tree_util import Partial
 
-from ibsgl_jax import targets, tokens
+from ibsgl_jax import taps, targets, tokens
 
 # Primitives that evaluate one jaxpr once, on exactly their own operands.
 _CALLS = {"jit", "pjit", "closed_call", "remat", "remat2", "checkpoint"}
 _CALLS |= {"custom_jvp_call", "custom_vjp_call"}
-
-# The taps of modules that are not linen's, innermost first.
-_TAPS: contextvars.ContextVar[tuple] = contextvars.ContextVar("taps", default=())
 
 
 def linen(
@@ -159,7 +153,7 @@ def split(
         def replace(name, output):
             return features if name == layer else output
 
-        return whole_fn((variables, images, _numbered(replace, {})))
+        return whole_fn((variables, images, taps.numbered(replace, {})))
 
     def head_fn(variables, features):
         images = jnp.zeros((features.shape[0], *image_shape), jnp.float32)
@@ -226,7 +220,7 @@ def kept(layer: str):
     if not layer:
         yield outputs
         return
-    with _tapped(_numbered(keep, {})):
+    with taps.tapped(taps.numbered(keep, {})):
         yield outputs
 
 
@@ -240,7 +234,7 @@ def replaced(layer: str, features):
     def replace(name, output):
         return features if name == layer else output
 
-    with _tapped(_numbered(replace, {})):
+    with taps.tapped(taps.numbered(replace, {})):
         yield
 
 
@@ -250,14 +244,7 @@ def show_layers(module: flax_nnx.Module) -> None:
     For a linen module that computes with an NNX module, made inside its method.
     """
 
-    def show(name, output):
-        for tap in _TAPS.get():
-            output = tap(name, output)
-        return output
-
-    for path, inner in list(flax_nnx.iter_modules(module)):
-        if path and callable(inner):
-            _tap_calls(inner, "/".join(map(str, path)), show)
+    taps.tap_calls(module, taps.show)
 
 
 def finer_layer(model, variables, image_shape=(224, 224, 3), *, times: int = 2) -> str:
@@ -353,32 +340,6 @@ def used(head, variables, features) -> list[str]:
     return [name for name in params if reaches(name)]
 
 
-def _numbered(tap, hidden):
-    """`tap` for the arrays that can leave the model, with "#2" after a second name.
-
-    The names of the others go to `hidden`, with the reason.
-    """
-    seen = Counter()
-    outside = current_trace()
-
-    def numbered(name, output):
-        # Values inside a transformation of their own must not get out of it.
-        if current_trace() != outside:
-            hidden[name] = (
-                "runs inside nn.remat, nn.scan, jit or the like, which hide its "
-                "output: take a layer outside, or build the model without them (the "
-                "variables of remat stay the same)"
-            )
-            return output
-        if not isinstance(output, jax.Array):
-            hidden[name] = f"returns a {type(output).__name__}: take one with an array"
-            return output
-        seen[name] += 1
-        return tap(name if seen[name] == 1 else f"{name}#{seen[name]}", output)
-
-    return numbered
-
-
 def _outputs(call, variables, images, hidden):
     """Name -> output of every layer, in order."""
     outputs = {}
@@ -387,7 +348,7 @@ def _outputs(call, variables, images, hidden):
         outputs[name] = output
         return output
 
-    call(variables, images, _numbered(keep, hidden))
+    call(variables, images, taps.numbered(keep, hidden))
     return outputs
 
 
@@ -405,34 +366,11 @@ def _output_shapes(call, variables, image):
     return outputs, hidden
 
 
-@contextlib.contextmanager
-def _tapped(tap):
-    """Passes what each layer returns inside through `tap`, linen's and those shown."""
-    token = _TAPS.set((tap, *_TAPS.get()))
-    try:
-        with flax_linen.intercept_methods(_interceptor(tap)):
-            yield
-    finally:
-        _TAPS.reset(token)
-
-
-def _interceptor(tap):
-    """Passes what each submodule of a linen module returns through `tap`."""
-
-    def interceptor(next_fn, args, kwargs, context):
-        output = next_fn(*args, **kwargs)
-        if context.method_name != "__call__" or not context.module.path:
-            return output
-        return tap("/".join(context.module.path), output)
-
-    return interceptor
-
-
 def _linen_call(model, **apply_kwargs):
     def call(variables, images, tap):
         # Entered here, inside whatever is traced: around a function that is already
         # jitted it would be ignored.
-        with _tapped(tap):
+        with taps.tapped(tap):
             return model.apply(variables, images, **apply_kwargs)
 
     return call
@@ -444,23 +382,10 @@ def _nnx_call(model, **call_kwargs):
     def call(state, images, tap):
         copy = flax_nnx.merge(graph, state)
         copy.eval()
-        for path, module in list(flax_nnx.iter_modules(copy)):
-            if path and callable(module):
-                _tap_calls(module, "/".join(map(str, path)), tap)
+        taps.tap_calls(copy, tap)
         return copy(images, **call_kwargs)
 
     return call, state
-
-
-def _tap_calls(module, name, tap):
-    """Makes this one NNX module pass what it returns through `tap`."""
-    kind = type(module)
-
-    def tapped_call(self, *args, **kwargs):
-        return tap(name, kind.__call__(self, *args, **kwargs))
-
-    tapped = type(kind)(kind.__name__, (kind,), {"__call__": tapped_call})
-    object.__setattr__(module, "__class__", tapped)
 
 
 def _reached(jaxpr, inputs: list[bool]) -> list[bool]:

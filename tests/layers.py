@@ -54,6 +54,7 @@ MATHEMATICAL = {
     "predictions",
     "saliency",
     "tapping",
+    "taps",
     "targets",
     "tokens",
 }

@@ -145,6 +145,7 @@ class TestAttention:
             maps * scale, golden["attention_A_t_B"], rtol=1e-5, atol=1e-6
         )
 
+    @pytest.mark.slow
     def test_differentiable_in_the_head_to_second_order(self):
         generator = np.random.default_rng(0)
         features = jnp.asarray(generator.random((2, 4, 4, 6)), jnp.float32)

@@ -43,6 +43,7 @@ def test_attribution(capsys):
     assert all(row["images_per_second"] > 0 for row in rows) and len(rows) > 1
 
 
+@pytest.mark.slow
 def test_input(capsys):
     assert input.main(["--quick", "--seconds", "0.1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
@@ -117,6 +118,7 @@ def test_growth(monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quality(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "NETWORKS", {"small_resnet": ("layer1_0", 1, 16)})
     monkeypatch.setattr(quality, "NUM_STATISTICS", 4)
@@ -137,6 +139,7 @@ def test_imputation(capsys):
     assert max(float(row.split("|")[-3]) for row in rows) < 1e-4
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     out = tmp_path / "explain.png"

@@ -527,6 +527,7 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="images of 64 pixels and .* 48 pixels"):
             evaluate.comparable([other], run)
 
+    @pytest.mark.slow
     def test_the_command_on_one_image(self, tmp_path, photo_digits_dir, small, capsys):
         tiny_run.save_untrained(tiny_run.make_config(photo_digits_dir), tmp_path)
         assert evaluate.main(["--workdir", str(tmp_path), "--limit", "1"]) == 0

@@ -40,6 +40,9 @@ if jax.process_index() == 0:
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 def start(workdir, data_dir, process, port, num_devices):
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     return subprocess.Popen(
@@ -117,7 +120,6 @@ def test_results_are_of_all_examples(runs):
     assert one["nll"] == pytest.approx(two["nll"], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_sigterm_stops_both_at_one_step_and_they_go_on(
     runs, photo_digits_dir, tmp_path
 ):

@@ -23,7 +23,7 @@ TINY_CONVNEXT = {"stage_widths": (4, 6, 8, 12), "stage_sizes": (1, 1, 2, 1)}
 
 def _quick(file):
     """Of one network's sources the maps of one are looked at by default."""
-    slow = "convnext" in file
+    slow = "convnext" in file or "base16" in file
     return pytest.param(file, marks=pytest.mark.slow if slow else ())
 
 

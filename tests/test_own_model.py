@@ -187,7 +187,11 @@ def make_config(folder, name="Net"):
     return config
 
 
-ADAPTED = [("Compact", "act"), ("OfNNX", ""), ("OfNNX", "blocks/1")]
+ADAPTED = [
+    pytest.param("Compact", "act", marks=pytest.mark.slow),
+    pytest.param("OfNNX", "", marks=pytest.mark.slow),
+    ("OfNNX", "blocks/1"),
+]
 
 
 class TestAdapted:

@@ -35,6 +35,7 @@ def kept_programs(folder):
     return sorted(folder.glob("jit_something-*-cache"))
 
 
+@pytest.mark.slow
 def test_a_program_is_compiled_once(folder):
     with programs.kept():
         first = compile_something()(jnp.ones(7))

@@ -121,7 +121,10 @@ class TestSignals:
             with pytest.raises(KeyboardInterrupt):
                 stop.note(signal.SIGINT)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize(
+        "number",
+        [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    )
     def test_in_the_final_evaluation_it_stops_and_goes_on(
         self, number, photo_digits_dir, tmp_path, monkeypatch
     ):

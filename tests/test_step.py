@@ -461,6 +461,7 @@ class TestTeacherLayer:
             outcome[1].params, outcome[4].params, rtol=1e-3, atol=2e-5
         )
 
+    @pytest.mark.slow
     def test_no_gradient_through_the_teacher(self):
         """A frozen copy of the network teaches the same and changes no gradient.
 

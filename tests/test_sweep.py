@@ -315,6 +315,7 @@ class TestRunSeeds:
 
 
 class TestEndToEnd:
+    @pytest.mark.slow
     def test_a_seed_is_trained_and_measured(
         self, tmp_path, photo_digits_dir, monkeypatch, capsys
     ):

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ibsgl_jax.app import trainer
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,7 @@ def test_a_config_of_ones_own_in_a_folder_of_ones_own(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.suffix] == ["mine.py"]
 
 
+@pytest.mark.slow
 def test_the_trainers_own_config_is_found_from_anywhere(tmp_path):
     done = ibsgl(
         "train", "--config=configs/photos.py", "--config.data=gone", cwd=tmp_path
