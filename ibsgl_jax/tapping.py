@@ -60,8 +60,8 @@ def linen(
 
     At the last layer before a model's own pooled linear head, `models.make_head_fn`
     is the better choice: `bottleneck.attribute` has a shortcut for what it returns.
-    A layer inside `nn.remat`, `nn.scan` or `nn.jit` cannot be tapped: its output does
-    not leave them.
+    Of the layers inside `nn.remat`, `nn.scan` or `nn.jit` those can be tapped whose
+    output is what the transformation returns; of a scan, after its last step.
 
     Args:
       model: a `flax.linen.Module`; `model.apply(variables, images, **apply_kwargs)`
@@ -137,6 +137,9 @@ def split(
     """
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     outputs, hidden = _output_shapes(call, variables, image)
+    if layer in hidden and layer not in outputs:
+        call = taps.at_ends(call)
+        outputs, _ = _output_shapes(call, variables, image)
     if layer in hidden and layer not in outputs:
         raise ValueError(f"layer {layer!r} {hidden[layer]}")
     if layer not in outputs:
@@ -224,20 +227,6 @@ def kept(layer: str):
         yield outputs
 
 
-@contextlib.contextmanager
-def replaced(layer: str, features):
-    """The modules applied inside go on from `features` where `layer` returned.
-
-    The other half of `kept`; enter it inside whatever is traced.
-    """
-
-    def replace(name, output):
-        return features if name == layer else output
-
-    with taps.tapped(taps.numbered(replace, {})):
-        yield
-
-
 def show_layers(module: flax_nnx.Module) -> None:
     """Makes an NNX module's layers seen where linen's are: by `kept`, `linen`, ....
 
@@ -316,7 +305,9 @@ def layer_names(
     else:
         call = model
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    outputs, _ = _output_shapes(call, variables, image)
+    outputs, hidden = _output_shapes(call, variables, image)
+    if hidden:
+        outputs, _ = _output_shapes(taps.at_ends(call), variables, image)
     return {name: output.shape[1:] for name, output in outputs.items()}
 
 

@@ -112,12 +112,19 @@ class Compact(nn.Module):
         return nn.Dense(self.num_classes, name="last")(x)
 
 
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.Conv(4, (3, 3), name="second")(x))
+
+
 class Hidden(nn.Module):
     num_classes: int
 
     @nn.compact
     def __call__(self, images):
-        x = nn.remat(Act)(name="act")(nn.Conv(4, (3, 3), name="first")(images))
+        x = nn.Conv(4, (3, 3), strides=2, name="first")(images)
+        x = nn.remat(Inner)(name="block")(x)
         return nn.Dense(self.num_classes, name="last")(jnp.mean(x, axis=(1, 2)))
 
 
@@ -249,6 +256,27 @@ class TestAdapted:
             step(tapped, variables), step(whole, variables), atol=1e-5
         )
 
+    def test_the_end_of_a_rematerialised_block_is_tapped(self, module):
+        model = models.create(
+            "own_net:Hidden", num_classes=2, tap="block", image_size=16
+        )
+        images = np.random.default_rng(0).normal(size=(4, 16, 16, 3))
+        images = images.astype(np.float32)
+        variables = model.init(jax.random.key(0), images)
+
+        @jax.jit
+        def halves(variables):
+            features, _ = model.apply(
+                variables, images, True, method="features", mutable=["batch_stats"]
+            )
+            return features, model.apply(variables, features, True, method="head")
+
+        features, logits = halves(variables)
+        assert features.shape == (4, 8, 8, 4)
+        np.testing.assert_allclose(logits, model.apply(variables, images), atol=1e-6)
+        gradient = jax.grad(lambda v: jnp.sum(halves(v)[1]))(variables)["params"]
+        assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
     def test_what_learns_with_the_head_alone(self, module):
         config = make_config("photos", "OfNNX")
         model = build.make_model(config, 2)
@@ -259,7 +287,7 @@ class TestAdapted:
         [
             ("Compact", "", "Compact has no method features"),
             ("Compact", "atc", "no layer 'atc'; nearest names: act"),
-            ("Hidden", "act", "layer 'act' runs inside nn.remat"),
+            ("Hidden", "block/second", "layer 'block/second' runs inside nn.rem"),
             ("WithState", "", "WithState.seen is a Variable; nnx.Param and"),
             ("Rngless", "", "Rngless has no attribute rngs"),
         ],

@@ -346,14 +346,72 @@ class _Rematerialised(nn.Module):
         return nn.Dense(3, name="fc")(x.mean((1, 2)))
 
 
+class _Repeated(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return _Inner(name="block")(x), jnp.mean(x)
+
+
+class _Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), name="stem")(x)
+        repeated = nn.scan(
+            _Repeated,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=3,
+        )
+        x, _ = repeated(name="blocks")(x, None)
+        x = nn.jit(nn.remat(_Inner))(name="last")(x)
+        return nn.Dense(3, name="fc")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "model, layers",
+    [
+        (_Rematerialised(), ["stem", "block", "fc"]),
+        (_Scanned(), ["stem", "blocks/block", "last", "fc"]),
+    ],
+    ids=["remat", "scan"],
+)
+def test_what_remat_and_scan_return_is_tapped(model, layers):
+    """As in the network without them, whose layers' outputs nothing hides."""
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images)
+    names = tapping.layer_names(model, variables, (8, 8, 3))
+    assert list(names) == layers
+
+    def after(layer):
+        """The plain layers up to one, by hand."""
+        params = variables["params"]
+        x = nn.Conv(4, (3, 3)).apply({"params": params["stem"]}, images)
+        for name in layers[1 : layers.index(layer) + 1]:
+            branch = params
+            for part in name.split("/"):
+                branch = branch[part]
+            for i in range(3) if "/" in name else [None]:
+                one = jax.tree.map(lambda p, i=i: p if i is None else p[i], branch)
+                x = _Inner().apply({"params": one}, x)
+        return x
+
+    for layer in layers[:-1]:
+        features_fn, head_fn = tapping.linen(
+            model, variables, layer, image_shape=(8, 8, 3)
+        )
+        features = jax.jit(features_fn)(images)
+        np.testing.assert_allclose(features, after(layer), atol=1e-6)
+        logits = jax.jit(head_fn)(features)
+        np.testing.assert_allclose(logits, model.apply(variables, images), atol=1e-6)
+        gradient = jax.grad(lambda x, fn=head_fn: fn(x)[:, 1].sum())(features)
+        assert jnp.abs(gradient).max() > 0
+
+
 def test_layers_inside_remat_are_refused_in_one_line():
     model, images = _Rematerialised(), jnp.ones((2, 8, 8, 3))
     variables = model.init(jax.random.key(0), images)
-    names = tapping.layer_names(model, variables, (8, 8, 3))
-    assert list(names) == ["stem", "fc"]
-    for layer in ("block", "block/conv"):
-        with pytest.raises(ValueError, match=f"'{layer}' runs inside nn.remat"):
-            tapping.linen(model, variables, layer, image_shape=(8, 8, 3))
+    with pytest.raises(ValueError, match="'block/conv' runs inside nn.remat"):
+        tapping.linen(model, variables, "block/conv", image_shape=(8, 8, 3))
     features_fn, head_fn = tapping.linen(
         model, variables, "stem", image_shape=(8, 8, 3)
     )

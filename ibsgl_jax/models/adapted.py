@@ -5,6 +5,7 @@ output, ``head`` puts it back, and under ``jax.jit`` what is not used vanishes. 
 jax, flax and this library.
 """
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from ibsgl_jax import tapping
+from ibsgl_jax import tapping, taps
 
 # How modules call the argument that says whether they train, and its value then.
 _MODES = {
@@ -49,19 +50,31 @@ class Adapted(nn.Module):
     def features(self, images, train=False):
         if not self.tap:
             return self._run(images, train, method="features")
-        with tapping.kept(self.tap) as outputs:
-            self._run(images, train)
-        if self.tap not in outputs:
-            raise ValueError(f"no layer {self.tap!r} gives an array to tap")
-        return outputs[self.tap]
+        kept: list = []
+
+        def keep(name, output):
+            if name == self.tap:
+                kept.append(output)
+            return output
+
+        self._run(images, train, tap=keep, found=kept)
+        return kept[0]
 
     def head(self, features, train=False):
         if not self.tap:
             return self._run(features, train, method="head")
         # Of the images only the shape is used: the layer's output cuts the module.
         shape = features.shape[0], self.image_size, self.image_size, 3
-        with tapping.replaced(self.tap, features):
-            return self._run(jnp.zeros(shape, jnp.float32), train)
+        replaced: list = []
+
+        def replace(name, output):
+            if name != self.tap:
+                return output
+            replaced.append(output)
+            return features
+
+        images = jnp.zeros(shape, jnp.float32)
+        return self._run(images, train, tap=replace, found=replaced)
 
     def __call__(self, images, train=False):
         return self._run(images, train)
@@ -70,16 +83,28 @@ class Adapted(nn.Module):
     def signed_features(self) -> bool:
         return getattr(self.source.kind, "signed_features", False)
 
-    def _run(self, inputs, train, method="__call__"):
+    def _run(self, inputs, train, method="__call__", tap=None, found=()):
+        """What the source returns; with a tap, which adds to found what it has met."""
         if self.is_initializing() and not self.variables:
             variables = self.source.init(self.make_rng("params"), inputs)
             for collection, branches in variables.items():
                 for name, value in branches.items():
                     self.put_variable(collection, name, value)
         key = self.make_rng("dropout") if self.has_rng("dropout") else None
-        outputs, batch_stats = self.source.apply(
-            self.variables, inputs, train=train, method=method, key=key
-        )
+
+        def call(variables, inputs, tap):
+            with taps.tapped(tap) if tap else contextlib.nullcontext():
+                return self.source.apply(
+                    variables, inputs, train=train, method=method, key=key
+                )
+
+        numbered = taps.numbered(tap, {}) if tap else None
+        outputs, batch_stats = call(self.variables, inputs, numbered)
+        if tap and not found:  # inside nn.remat or the like
+            numbered = taps.numbered(tap, {})
+            outputs, batch_stats = taps.at_ends(call)(self.variables, inputs, numbered)
+        if tap and not found:
+            raise ValueError(f"no layer {self.tap!r} gives an array to tap")
         if train and self.is_mutable_collection("batch_stats"):
             for name, value in batch_stats.items():
                 self.put_variable("batch_stats", name, value)
