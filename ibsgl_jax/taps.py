@@ -139,7 +139,6 @@ def _evaluate(closed: core.ClosedJaxpr, inputs, tap) -> list:
             invars=given,
             outvars=made,
             eqns=equations,
-            debug_info=jaxpr.debug_info.with_unknown_names(),
         )
         part_fn = core.jaxpr_as_fun(core.ClosedJaxpr(part, ()))
         known |= zip(made, part_fn(*(known[v] for v in given)), strict=True)
