@@ -277,6 +277,21 @@ class TestAdapted:
         gradient = jax.grad(lambda v: jnp.sum(halves(v)[1]))(variables)["params"]
         assert all(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
+    def test_the_librarys_own_models_are_tapped_too(self):
+        model = models.create(
+            "small_vit", num_classes=2, tap="block_1", image_size=48, depth=2
+        )
+        assert model.signed_features
+        assert not models.create(
+            "resnet18", num_classes=2, tap="layer2_1", image_size=32
+        ).signed_features
+        with pytest.raises(TypeError, match="takes no argument 'width'"):
+            models.create(
+                "resnet18", num_classes=2, tap="layer2_1", image_size=32, width=3
+            )
+        with pytest.raises(ValueError, match="tap='layer2_1' asks for image_size"):
+            models.create("resnet18", num_classes=2, tap="layer2_1")
+
     def test_what_learns_with_the_head_alone(self, module):
         config = make_config("photos", "OfNNX")
         model = build.make_model(config, 2)

@@ -81,7 +81,8 @@ class Adapted(nn.Module):
 
     @property
     def signed_features(self) -> bool:
-        return getattr(self.source.kind, "signed_features", False)
+        kind = getattr(self.source.kind, "func", self.source.kind)
+        return getattr(kind, "signed_features", False)
 
     def _run(self, inputs, train, method="__call__", tap=None, found=()):
         """What the source returns; with a tap, which adds to found what it has met."""

@@ -106,7 +106,8 @@ def adapt(kind, *, num_classes: int, tap: str = "", image_size: int = 0, **optio
         options["image_size"] = image_size
     for option in options:
         if option not in known:
-            raise TypeError(f"{kind.__name__} takes no argument {option!r}")
+            name = getattr(kind, "func", kind).__name__
+            raise TypeError(f"{name} takes no argument {option!r}")
     is_nnx = inspect.isclass(kind) and issubclass(kind, nnx.Module)
     source = (adapted.NNX if is_nnx else adapted.Linen)(kind, tuple(options.items()))
     return adapted.Adapted(num_classes, source, tap, image_size)
