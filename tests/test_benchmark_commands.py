@@ -29,6 +29,7 @@ from ibsgl_jax import models, pretrained
 from ibsgl_jax.bottleneck import BottleneckConfig
 
 
+@pytest.mark.slow
 def test_step(capsys):
     arguments = ["--quick", "--rounds", "1", "--variants", "guided_10", "--json"]
     assert step.main(arguments) == 0

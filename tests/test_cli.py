@@ -155,6 +155,7 @@ class TestExplain:
         assert status == 0
         assert explanation(tmp_path)["photos"][0]["class"]["index"] == index
 
+    @pytest.mark.slow
     def test_layer_changes_the_maps(self, run, photos, tmp_path):
         maps = {}
         for layer in ("layer1_0", "layer2_0"):
@@ -197,6 +198,7 @@ class TestExplain:
 
 
 class TestStatistics:
+    @pytest.mark.slow
     def test_are_remembered_beside_the_weights(
         self, run, photos, loaded, tmp_path, monkeypatch
     ):
@@ -463,6 +465,7 @@ def pretrained_result(tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.slow
 class TestPretrained:
     def test_the_cat_is_a_cat_and_the_cup_an_espresso(self, pretrained_result):
         cat, cup = explanation(pretrained_result)["photos"]

@@ -189,8 +189,8 @@ def make_config(name, data_dir):
 
 
 def _quick(name):
-    """One ResNet with boxes and masks and one without stand for the others."""
-    slow = name in ("imagenet_vgg16", "pets_resnet50")
+    """One with boxes and masks and one without stand for the others."""
+    slow = name not in ("cifar10_resnet18", "cub_resnet50")
     return pytest.param(name, marks=pytest.mark.slow if slow else ())
 
 

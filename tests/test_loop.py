@@ -404,6 +404,7 @@ def test_replicated_state_is_a_copy():
 
 
 class TestPhaseOptions:
+    @pytest.mark.slow
     def test_data_set_and_teacher_of_a_phase(self, photo_digits_dir, tmp_path):
         """A phase on data of its own, taught by an earlier phase, runs and counts."""
         config = tiny_run.make_config(photo_digits_dir, phases=("plain", "guided"))

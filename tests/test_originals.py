@@ -22,8 +22,8 @@ TINY_CONVNEXT = {"stage_widths": (4, 6, 8, 12), "stage_sizes": (1, 1, 2, 1)}
 
 
 def _quick(file):
-    """Of one network's sources the maps of one are looked at by default."""
-    slow = "convnext" in file or "base16" in file
+    """The maps of one network are looked at by default: those with registers."""
+    slow = file != "dinov2_small14_reg4.timm"
     return pytest.param(file, marks=pytest.mark.slow if slow else ())
 
 
@@ -261,6 +261,7 @@ class TestSizes:
         assert count / 1e6 == pytest.approx(millions, abs=0.3)
         assert getattr(model, "token_layout", None) == layout
 
+    @pytest.mark.slow
     def test_images_that_are_not_square(self):
         model = models.create(
             "small_vit", num_classes=3, image_size=(16, 24), depth=2, width=8

@@ -52,6 +52,7 @@ def test_a_program_is_compiled_once(folder):
     assert kept_programs(folder) == kept
 
 
+@pytest.mark.slow
 def test_a_damaged_program_is_compiled_again(folder, recwarn):
     with programs.kept():
         first = compile_something()(jnp.ones(7))

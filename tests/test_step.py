@@ -182,7 +182,9 @@ class TestDevices:
 
 
 class TestGuidedStep:
-    @pytest.mark.parametrize("teacher", ["bottleneck", "mask"])
+    @pytest.mark.parametrize(
+        "teacher", [pytest.param("bottleneck", marks=pytest.mark.slow), "mask"]
+    )
     def test_is_plain_descent_towards_constant_features(self, teacher):
         """No gradient through A' or L^ib: freezing A' by hand gives the same step."""
         model, batch = make_model(), make_batch(8)

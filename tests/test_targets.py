@@ -269,6 +269,7 @@ class TestSigmoid:
             saliency.runner_up(logits[:1], jnp.ones((1, 4))), [0]
         )
 
+    @pytest.mark.slow
     def test_guidance_of_one_label(self):
         config = guidance.GuidanceConfig(bottleneck=CONFIG, link="sigmoid")
 

@@ -222,6 +222,7 @@ class TestEveryFunctionOnFeatures:
         np.testing.assert_allclose(found.relative_move, 0.1, rtol=1e-4)
         assert float((found.target_loss - found.loss).max()) < 0
 
+    @pytest.mark.slow
     def test_penalty_has_a_gradient_in_the_grid(self):
         head_fn, features = given()
 

@@ -167,7 +167,8 @@ class TestConfigFiles:
 
 
 # Where an empty text, or one without a meaning, has one.
-EMPTY = ("control.dataset", "guided.dataset", "plain.dataset", "guided.teacher_layer")
+EMPTY = ("control.dataset", "guided.dataset", "plain.dataset")
+EMPTY += ("guided.teacher_layer", "tap")
 # Any text is a folder's name, a file that no phase asks for, a phase left out.
 NAMES = ("data_dir", "pretrained", "picture_phases")
 

@@ -127,6 +127,7 @@ def test_it_serves_the_command_from_elsewhere(installed, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_it_serves_the_trainer_and_a_config_of_ones_own(installed, tmp_path):
     """The configuration lies in one folder, the command runs in another."""
     (tmp_path / "mine").mkdir()

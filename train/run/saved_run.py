@@ -25,6 +25,7 @@ LATER_FIELDS = (
     "teacher_power",
     "trackers",
     "layers",
+    "tap",
 )
 
 
