@@ -244,6 +244,7 @@ class TestStatistics:
         )
         assert stats_cache._read(here) and stats_cache._read(elsewhere) is None
 
+    @pytest.mark.slow
     def test_go_to_the_cache_folder_else(self, run, photos, tmp_path):
         (photos / "text.jpg").write_text("no image")
         status, _, stderr = run(

@@ -312,15 +312,14 @@ class TestPrepare:
 
 
 def _is_long(name):
-    return "efficient" in name or name == "recipes"
+    """Of the sweeps that take seconds to trace, one is traced by default."""
+    return name not in ("teachers", "average")
 
 
 class TestSweeps:
     @pytest.mark.parametrize(
         "path",
         [
-            # A deep network is traced for long, and on the path of the others.
-            # The recipes have three times the phases of any other sweep.
             pytest.param(p, marks=pytest.mark.slow if _is_long(p.stem) else ())
             for p in SWEEPS
         ],

@@ -369,6 +369,7 @@ class TestRoad:
             "own_net:Net"
         )
 
+    @pytest.mark.slow
     def test_it_is_measured(self, run):
         read = saved_run.Run(run[1])
         source = saved_run.open_split(read)

@@ -64,6 +64,7 @@ def test_a_damaged_program_is_compiled_again(folder, recwarn):
     assert not [w for w in recwarn if "cache" in str(w.message)]
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_is_done_without(tmp_path, monkeypatch, folder, recwarn):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
