@@ -227,15 +227,6 @@ def kept(layer: str):
         yield outputs
 
 
-def show_layers(module: flax_nnx.Module) -> None:
-    """Makes an NNX module's layers seen where linen's are: by `kept`, `linen`, ....
-
-    For a linen module that computes with an NNX module, made inside its method.
-    """
-
-    taps.tap_calls(module, taps.show)
-
-
 def finer_layer(model, variables, image_shape=(224, 224, 3), *, times: int = 2) -> str:
     """The last layer whose map is so many times as fine as that of the features.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 
-from ibsgl_jax import tapping, taps
+from ibsgl_jax import taps
 
 # How modules call the argument that says whether they train, and its value then.
 _MODES = {
@@ -129,7 +129,8 @@ class Linen:
         return self.kind(**dict(self.options), parent=None)
 
     def init(self, key, images):
-        return self.make().init(key, images, **_mode(self.make(), False))
+        module = self.make()
+        return module.init(key, images, **_mode(module, False))
 
     def apply(self, variables, inputs, *, train, method, key):
         module = self.make()
@@ -179,7 +180,7 @@ class NNX:
         _fill(module, nnx.Param, variables["params"])
         _fill(module, nnx.BatchStat, variables.get("batch_stats", {}))
         module.train() if train else module.eval()
-        tapping.show_layers(module)
+        taps.tap_calls(module, taps.show)  # seen where the layers of linen are
         call = module if method == "__call__" else getattr(module, method)
         outputs = call(inputs, **_mode(module, train, method))
         return outputs, _branches(module, nnx.BatchStat)
@@ -188,8 +189,8 @@ class NNX:
 def _mode(module, train, method="__call__") -> dict:
     """The argument that says whether a method trains; none if it takes none."""
     names = inspect.signature(getattr(type(module), method)).parameters
-    found = (name for name in _MODES if name in names)
-    return {name: _MODES[name] == train for name in list(found)[:1]}
+    name = next((name for name in _MODES if name in names), None)
+    return {} if name is None else {name: _MODES[name] == train}
 
 
 def _branches(module, kind) -> dict:
