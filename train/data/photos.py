@@ -75,7 +75,7 @@ def make_config(builder_class, name: str, options: dict) -> PhotoConfig:
                 f"{builder_class.name}: {option} is {value!r}; "
                 f"give an integer of at least {_LEAST[option]}"
             )
-        if value != getattr(PhotoConfig, option):
+        if value != getattr(known[name], option):
             changed[option] = value
     if not changed:
         return known[name]

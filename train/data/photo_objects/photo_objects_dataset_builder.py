@@ -1,0 +1,149 @@
+"""Photographed objects on photographs: a tfds builder without download.
+
+    apt install tuxpaint-stamps-default mate-backgrounds plasma-workspace-wallpapers
+
+A cut-out of a bird, a flower, a tool and so on, turned, mirrored and of random size, is
+pasted on a crop of a photograph, beside a thing that is no class. The cut-out's opacity
+is the mask. The pictures are those that Debian packages; a split has cut-outs, things
+beside them and backgrounds of its own (`cutouts`).
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from train.data import photos
+from train.data.photo_objects import cutouts
+from train.errors import DatasetError
+
+SHARE = Path("/usr/share")  # where Debian's packages put pictures
+SIZE = (0.3, 0.55)  # longer side of an object, as a share of the image
+CROP = (0.35, 0.9)  # side of a background's crop, as a share of its shorter side
+TURN = 10.0  # degrees, either way
+_PACKAGES = "tuxpaint-stamps-default mate-backgrounds plasma-workspace-wallpapers"
+
+
+@dataclasses.dataclass(kw_only=True)
+class ObjectsConfig(photos.PhotoConfig):
+    """`photos.PhotoConfig` of fewer and larger images."""
+
+    image_size: int = 160
+    num_train: int = 2_000
+    num_validation: int = 500
+    num_test: int = 500
+
+
+def make_config(name: str = "independent", **options) -> ObjectsConfig:
+    """Returns the config for some options; see `photos.make_config`."""
+    return photos.make_config(Builder, name, options)
+
+
+class Builder(photos.PhotoBuilder):
+    """Builder of `photo_objects`; prepare it with `file_format="array_record"`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        ObjectsConfig(name="independent", description="Photo independent of class")
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.make_info(
+            "Photographed objects on crops of photographs.",
+            tfds.features.ClassLabel(names=list(cutouts.CLASSES)),
+            cutout=np.int64,
+        )
+
+    def _split_generators(self, dl_manager):
+        check_installed()
+        return super()._split_generators(dl_manager)
+
+    def make_example(self, split, index):
+        return generate_example(self.builder_config, split, index)
+
+
+def pictures(split: str) -> tuple[list[tuple[str, ...]], tuple[str, ...], tuple]:
+    """Paths under `SHARE` that a split owns.
+
+    Returns:
+      (cut-outs of each class, things of no class, backgrounds).
+    """
+    of_classes = [
+        cutouts.stamps(folder, names[split])
+        for folder, names in cutouts.CLASSES.values()
+    ]
+    others = cutouts.stamps("", cutouts.OTHERS[split])
+    return of_classes, others, cutouts.BACKGROUNDS[split]
+
+
+def check_installed():
+    """Raises DatasetError if a picture of any split is not on this machine."""
+    for split in photos.SHARES:
+        of_classes, others, backgrounds = pictures(split)
+        for path in (*sum(of_classes, ()), *others, *backgrounds):
+            if not (SHARE / path).is_file():
+                raise DatasetError(
+                    f"photo_objects needs {SHARE / path}; "
+                    f"on Debian or Ubuntu: apt install {_PACKAGES}"
+                )
+
+
+def generate_example(config: ObjectsConfig, split: str, index: int) -> dict:
+    """One example, a function of (config.seed, split, index) alone.
+
+    Returns:
+      Dict of `photos.encode_example` with label (position in `cutouts.CLASSES`), photo
+      and cutout (positions in what the split owns of backgrounds and of the class).
+    """
+    rng = photos.example_rng(config.seed, split, index)
+    of_classes, others, backgrounds = pictures(split)
+    label = int(rng.integers(len(of_classes)))
+    cutout = int(rng.integers(len(of_classes[label])))
+    photo = int(rng.integers(len(backgrounds)))
+    other = others[rng.integers(len(others))]
+
+    background = _open_background(SHARE / backgrounds[photo])
+    side = rng.uniform(*CROP) * min(background.size)
+    image = photos.crop_square(rng, background, side, config.image_size)
+    _paste(rng, image, _open_cutout(SHARE / other))
+    alpha = _paste(rng, image, _open_cutout(SHARE / of_classes[label][cutout]))
+    return photos.encode_example(
+        np.asarray(image), alpha, label=label, photo=photo, cutout=cutout
+    )
+
+
+@functools.cache
+def _open_background(path: Path) -> Image.Image:
+    """The photograph, no larger than it is shown."""
+    image = Image.open(path)
+    image.draft("RGB", (1024, 1024))
+    image = image.convert("RGB")
+    image.thumbnail((1024, 1024))
+    return image
+
+
+@functools.cache
+def _open_cutout(path: Path) -> Image.Image:
+    """The cut-out without its empty margin, colours multiplied by the opacity."""
+    image = Image.open(path).convert("RGBA")
+    return image.crop(image.getchannel("A").getbbox()).convert("RGBa")
+
+
+def _paste(rng, image: Image.Image, cutout: Image.Image) -> np.ndarray:
+    """Pastes at a random place, in place; returns the opacity, in [0, 1]."""
+    longest = rng.uniform(*SIZE) * image.width
+    scale = longest / max(cutout.size)
+    cutout = cutout.resize([max(1, round(s * scale)) for s in cutout.size])
+    if rng.random() < 0.5:
+        cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    cutout = cutout.convert("RGBA").rotate(
+        rng.uniform(-TURN, TURN), Image.Resampling.BICUBIC, expand=True
+    )
+    corner = [int(rng.integers(image.width - s + 1)) for s in cutout.size]
+    image.paste(cutout, corner, cutout)
+    alpha = Image.new("L", image.size)
+    alpha.paste(cutout.getchannel("A"), corner)
+    return np.asarray(alpha, np.float32) / 255
