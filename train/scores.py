@@ -126,7 +126,7 @@ def means_of(values):
         "undefined": {
             key: entry["undefined"]
             for key, entry in summary.items()
-            if entry["undefined"] and key not in statistics.CALIBRATIONS
+            if entry["undefined"] and key not in statistics.WHOLE
         },
     }
 

@@ -200,6 +200,17 @@ MEASURES = {
     "cosine": _maps("cosine", "lower", "Cosine of L^c and L^p."),
     "mass_c": _maps("mass of L^c", "", "Sum of L^c over the features' cells, logits."),
     "mass_p": _maps("mass of L^p", "", "Sum of L^p over the features' cells, logits."),
+    "mass_ratio": _maps(
+        "mass ratio",
+        "lower",
+        "Sum of the masses of L^p over that of L^c, both over all images.",
+    ),
+    "p_on_object": _maps(
+        "L^p on the object",
+        "lower",
+        "Sum of what of L^p lies in the true object's box over the masses of L^c, "
+        "both over all images: unlike overlap, L^c losing mass makes it worse.",
+    ),
     "blank": _maps("blank maps", "lower", "Share of images whose L^c is all zero."),
 }
 METHOD_COLUMNS = (

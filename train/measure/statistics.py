@@ -8,14 +8,39 @@ import numpy as np
 from ibsgl_jax import metrics
 from train.measure.catalogue import MEASURES, NUM_BINS, NUM_THRESHOLDS
 
-# Measures of a whole split: the per-example confidence that each is made of.
-CALIBRATIONS = {
-    "calibration_error": "confidence",
-    "calibration_scaled": "confidence_scaled",
-}
-
 # Measures at one threshold for all images: their curves over thresholds.
 CURVES = {"iou_best": "iou_curve", "max_box_acc": "box_curve"}
+
+
+def calibration_error(confidence, correct) -> float:
+    """``metrics.calibration_error`` of NumPy arrays [N] over a whole split."""
+    index = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+
+    def bin_sums(weights):
+        return np.bincount(index, weights, NUM_BINS)
+
+    bins = metrics.CalibrationBins(
+        confidence=bin_sums(confidence),
+        correct=bin_sums(correct),
+        count=bin_sums(np.ones(len(index))),
+    )
+    gap = np.abs(bins.correct - bins.confidence).sum()
+    return float(gap / max(bins.count.sum(), 1))
+
+
+def ratio(numerator, denominator) -> float:
+    """The ratio of the sums of arrays [N]; NaN where there is nothing to divide by."""
+    total = denominator.sum(dtype=np.float64)
+    return float(numerator.sum(dtype=np.float64) / total) if total > 0 else math.nan
+
+
+# Measures that are no means of examples: the statistic, and the values it is made of.
+WHOLE = {
+    "calibration_error": (calibration_error, ("confidence", "accuracy")),
+    "calibration_scaled": (calibration_error, ("confidence_scaled", "accuracy")),
+    "mass_ratio": (ratio, ("mass_p", "mass_c")),
+    "p_on_object": (ratio, ("mass_p_inside", "mass_c")),
+}
 
 
 def summarize(values: dict, *, keys=tuple(MEASURES), intervals: bool = False) -> dict:
@@ -42,10 +67,13 @@ def summarize(values: dict, *, keys=tuple(MEASURES), intervals: bool = False) ->
     summary = {key: _entry(values[key], intervals) for key in keys if key in values}
     for key, threshold in thresholds.items():
         summary[key]["threshold"] = threshold
-    for key, confidence in CALIBRATIONS.items():
-        if key in keys and confidence in values:
-            pair = values[confidence], values["accuracy"]
-            summary[key] = _calibration(*pair, num_resamples=200 * intervals)
+    if "p_box_share" in values:  # not defined for a map without mass
+        mass, share = values["mass_p"], values["p_box_share"]
+        values["mass_p_inside"] = np.where(mass > 0, mass * share, 0)
+    for key, (statistic, names) in WHOLE.items():
+        if key in keys and all(name in values for name in names):
+            arrays = [values[name] for name in names]
+            summary[key] = _split_entry(statistic, arrays, 200 * intervals)
     return summary
 
 
@@ -58,24 +86,21 @@ def _entry(values, intervals):
     return {**entry, "n": int(known.sum()), "undefined": int((~known).sum())}
 
 
-def _calibration(confidence, correct, *, num_resamples):
-    """The entry of a calibration error, with its interval if it is resampled."""
-    known = np.isfinite(confidence)
-    entry = {"n": int(known.sum()), "undefined": int((~known).sum())}
-    confidence, correct = confidence[known], correct[known]
-    if not entry["n"]:
-        ends = {"low": math.nan, "high": math.nan} if num_resamples else {}
-        return {"mean": math.nan, **ends, **entry}
-    mean = calibration_error(confidence, correct)
-    if not num_resamples:
-        return {"mean": mean, **entry}
-    generator = np.random.default_rng(0)
-    resampled = []
-    for _ in range(num_resamples):
-        i = generator.integers(len(correct), size=len(correct))
-        resampled.append(calibration_error(confidence[i], correct[i]))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return {"mean": mean, "low": float(low), "high": float(high), **entry}
+def _split_entry(statistic, arrays, num_resamples: int) -> dict:
+    """The entry of a statistic of the whole split, with its interval if resampled."""
+    known = np.all(np.isfinite(arrays), axis=0)
+    arrays = [array[known] for array in arrays]
+    n = int(known.sum())
+    entry = {"mean": statistic(*arrays) if n else math.nan}
+    if num_resamples:
+        generator = np.random.default_rng(0)
+        resampled = [math.nan]
+        if n:
+            draws = (generator.integers(n, size=n) for _ in range(num_resamples))
+            resampled = [statistic(*(a[i] for a in arrays)) for i in draws]
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        entry |= {"low": float(low), "high": float(high)}
+    return {**entry, "n": n, "undefined": int((~known).sum())}
 
 
 def differences(values: dict, reference: dict) -> dict:
@@ -112,19 +137,3 @@ def map_change(maps, other_maps) -> np.ndarray:
 def _scaled(maps):
     peak = jnp.max(jnp.abs(maps), axis=(1, 2), keepdims=True)
     return maps / jnp.where(peak == 0, 1.0, peak)
-
-
-def calibration_error(confidence, correct) -> float:
-    """``metrics.calibration_error`` of NumPy arrays [N] over a whole split."""
-    index = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-
-    def bin_sums(weights):
-        return np.bincount(index, weights, NUM_BINS)
-
-    bins = metrics.CalibrationBins(
-        confidence=bin_sums(confidence),
-        correct=bin_sums(correct),
-        count=bin_sums(np.ones(len(index))),
-    )
-    gap = np.abs(bins.correct - bins.confidence).sum()
-    return float(gap / max(bins.count.sum(), 1))
