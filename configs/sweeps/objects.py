@@ -19,7 +19,7 @@ CONTROL = "control"
 def get_config():
     config = objects.get_config()
     variants.quiet(config)
-    config.phases = ("plain", "control")
+    config.phases = ("head", "plain", "control")
     variants.add(config, "hirescam_squared")
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)

@@ -21,7 +21,8 @@ from train.data.photo_objects import cutouts
 from train.errors import DatasetError
 
 SHARE = Path("/usr/share")  # where Debian's packages put pictures
-SIZE = (0.3, 0.55)  # longer side of an object, as a share of the image
+SIZE = (0.45, 0.75)  # longer side of an object, as a share of the image
+OTHER_SIZE = (0.25, 0.45)  # and of the thing beside it
 CROP = (0.35, 0.9)  # side of a background's crop, as a share of its shorter side
 TURN = 10.0  # degrees, either way
 _PACKAGES = "tuxpaint-stamps-default mate-backgrounds plasma-workspace-wallpapers"
@@ -108,8 +109,8 @@ def generate_example(config: ObjectsConfig, split: str, index: int) -> dict:
     background = _open_background(SHARE / backgrounds[photo])
     side = rng.uniform(*CROP) * min(background.size)
     image = photos.crop_square(rng, background, side, config.image_size)
-    _paste(rng, image, _open_cutout(SHARE / other))
-    alpha = _paste(rng, image, _open_cutout(SHARE / of_classes[label][cutout]))
+    _paste(rng, image, _open_cutout(SHARE / other), OTHER_SIZE)
+    alpha = _paste(rng, image, _open_cutout(SHARE / of_classes[label][cutout]), SIZE)
     return photos.encode_example(
         np.asarray(image), alpha, label=label, photo=photo, cutout=cutout
     )
@@ -132,10 +133,9 @@ def _open_cutout(path: Path) -> Image.Image:
     return image.crop(image.getchannel("A").getbbox()).convert("RGBa")
 
 
-def _paste(rng, image: Image.Image, cutout: Image.Image) -> np.ndarray:
+def _paste(rng, image: Image.Image, cutout: Image.Image, size) -> np.ndarray:
     """Pastes at a random place, in place; returns the opacity, in [0, 1]."""
-    longest = rng.uniform(*SIZE) * image.width
-    scale = longest / max(cutout.size)
+    scale = rng.uniform(*size) * image.width / max(cutout.size)
     cutout = cutout.resize([max(1, round(s * scale)) for s in cutout.size])
     if rng.random() < 0.5:
         cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
