@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     config.image_size = 48  # pixels
     config.image_mean = (0.5, 0.5, 0.5)  # of pixels in [0, 1]
     config.image_std = (0.25, 0.25, 0.25)
-    config.augment = "shift"  # "none", "shift", "crop_flip" or "imagenet"
+    config.augment = "shift"  # or "none", "crop_flip", "zoom_flip", "imagenet"
     config.eval_transform = "none"  # or "resize_center"
     config.num_threads = 1  # that prepare batches
     config.num_workers = 0  # processes instead of threads
