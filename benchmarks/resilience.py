@@ -38,6 +38,7 @@ def get_config():
     config.batch_size = 16
     config.plain.num_epochs = 4.0
     config.control.num_epochs = config.guided.num_epochs = 3.0
+    config.guided.update(default.BOTTLENECK)
     config.guided.bottleneck.num_steps = 5
     config.guided.mu, config.guided.every = 3.0, 1
     config.save_epochs = 0.25

@@ -38,7 +38,7 @@ class GuidanceConfig:
 
     Attributes:
       bottleneck: options of the teacher map L^ib. By default 20 steps, because at the
-        last layer 10 end before the map depends on the class; 1 sample, whose map
+        last layer 10 end before the map finds the object; 1 sample, whose map
         correlates .97 in the median with that of 100 (pooled linear head); and half of
         IBA's blur, which on 4 x 4 and 8 x 8 cells leaves the map where the object is.
       weighting: of the saliency maps, see ``saliency.class_saliency``.
