@@ -20,5 +20,4 @@ def get_config():
     variants.add(config, "hirescam_squared")
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
-    variants.add(config, "oracle_every_step", base="oracle", every=1)
     return config
