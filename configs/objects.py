@@ -18,7 +18,7 @@ def get_config():
     config.dataset = "photo_objects/independent"
     config.dataset_options.image_size = 160
     config.dataset_options.num_train = 1600
-    config.dataset_options.num_validation = 500
+    config.dataset_options.num_validation = 256
     config.dataset_options.num_test = 500
     config.image_size = 160
     config.augment = "zoom_flip"
