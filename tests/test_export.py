@@ -11,7 +11,11 @@ import pytest
 
 from ibsgl_jax import attribution, export, feature_stats, models, tapping
 from ibsgl_jax.bottleneck import BottleneckConfig
-from tests.test_cli import loaded, photos, run  # noqa: F401
+from tests.tiny_classifier import (
+    loaded_fixture,  # noqa: F401
+    photos_fixture,  # noqa: F401
+    run_fixture,  # noqa: F401
+)
 
 # Whoever imports this package, or flax, fails.
 ALONE = """
@@ -41,7 +45,7 @@ np.savez(sys.argv[3], **results)
 
 
 @pytest.fixture(scope="module")
-def parts(loaded):  # noqa: F811
+def parts(loaded):
     size = loaded.preprocessing.size
     images = jax.random.normal(jax.random.key(3), (3, size, size, 3))
     features_fn = models.make_features_fn(loaded.model, loaded.variables)
@@ -57,7 +61,7 @@ def parts(loaded):  # noqa: F811
 
 
 class TestExport:
-    def test_runs_alone_with_equal_maps(self, loaded, parts, tmp_path):  # noqa: F811
+    def test_runs_alone_with_equal_maps(self, loaded, parts, tmp_path):
         images, features_fn, moments = parts
         head_fn = models.make_head_fn(loaded.model, loaded.variables)
         inner = tapping.linen(
@@ -113,9 +117,9 @@ class TestExport:
 class TestCommand:
     def test_writes_the_function_and_what_it_needs(
         self,
-        run,  # noqa: F811
-        photos,  # noqa: F811
-        loaded,  # noqa: F811
+        run,
+        photos,
+        loaded,
         tmp_path,
     ):
         out = tmp_path / "new" / "ib.jaxexport"
@@ -134,7 +138,7 @@ class TestCommand:
         assert maps.shape == (2, 48, 48) and logits.shape == (2, 6)
         assert np.all(np.isfinite(maps))
 
-    def test_several_methods_do_not_fit(self, run, tmp_path):  # noqa: F811
+    def test_several_methods_do_not_fit(self, run, tmp_path):
         status, _, stderr = run("export", "--method", "ib,random", "--out", tmp_path)
         assert status == 2 and "one file holds one method" in stderr
 
@@ -142,7 +146,7 @@ class TestCommand:
     @pytest.mark.parametrize("kind", ["file", "link", "folder"])
     def test_nobodys_file_is_written_over(
         self,
-        run,  # noqa: F811
+        run,
         tmp_path,
         monkeypatch,
         name,

@@ -92,8 +92,13 @@ FAULTS = {
         ["train/b.py: g"],
     ),
     layers.long_files: (
-        {"train/a.py": "x = 1\n" * 450, "train/b.py": "x = 1\n" * 451},
-        ["train/b.py"],
+        {
+            "train/a.py": "x = 1\n" * 450,
+            "train/b.py": "x = 1\n" * 451,
+            "tests/test_a.py": "x = 1\n" * 450,
+            "tests/test_b.py": "x = 1\n" * 451,
+        },
+        ["tests/test_b.py", "train/b.py"],
     ),
     layers.pmap_elsewhere: (
         {

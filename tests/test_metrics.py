@@ -1,4 +1,4 @@
-"""Measures of explanations, against reference arrays and values derived by hand."""
+"""Measures of maps: values derived by hand, and what all of them share."""
 
 import chex
 import jax
@@ -8,42 +8,6 @@ import pytest
 import scipy.stats
 
 from ibsgl_jax import metrics, saliency
-from tests import golden_net
-
-MAPS = ("gcamB", "layerA", "gcamB16", "rand", "gauss", "zeros", "ones", "seg")
-CONSTANT = ("zeros", "ones")
-# Where the reference's order of equal values shows in the share of top pixels.
-TIED = {(name, kind) for name in ("gauss", "seg") for kind in ("seg", "box")} | {
-    ("gcamB", "box"),
-    ("gcamB16", "box"),
-}
-ATOL = 3e-6  # the reference arrays' own float32 rounding
-
-NET = golden_net.load("net1_model")
-GOLDEN = golden_net.load("net1_metrics")
-MASKS = {"seg": np.asarray(NET["seg_mask"]), "box": np.asarray(NET["box_mask"])}
-LABELS = np.asarray(NET["labels"])
-
-
-def golden_map(name):
-    return np.asarray(GOLDEN[f"{name}__map32"])
-
-
-@pytest.fixture(scope="module")
-def whole_logits():
-    return golden_net.logits(NET, np.asarray(NET["inputs"]))
-
-
-@pytest.fixture(scope="module")
-def explained_logits():
-    """Logits on image x map, per map; the reference takes its maps unnormalised."""
-
-    @jax.jit
-    def explained(maps):
-        images = metrics.explanation_map(NET["inputs"], maps, normalization="none")
-        return golden_net.logits(NET, images)
-
-    return {name: explained(golden_map(name)) for name in MAPS}
 
 
 def random_maps(num, seed=0, size=(6, 7)):
@@ -59,86 +23,6 @@ def filled(array, index, value):
     array = array.copy()
     array[index] = value
     return array
-
-
-class TestGoldens:
-    def test_probabilities(self, whole_logits):
-        for c in range(10):
-            got = metrics.probability(whole_logits, np.full(8, c))
-            np.testing.assert_allclose(got, GOLDEN["softmax_p"][:, c], atol=ATOL)
-
-    @pytest.mark.parametrize("name", MAPS)
-    def test_maps_are_upsampled(self, name):
-        got = saliency.upsample(np.asarray(GOLDEN[f"{name}__map"]), (32, 32))
-        np.testing.assert_allclose(got, golden_map(name), atol=ATOL)
-
-    @pytest.mark.parametrize("name", MAPS)
-    def test_drop_and_increase(self, name, whole_logits, explained_logits):
-        prob = metrics.probability(whole_logits, LABELS)
-        explained = metrics.probability(explained_logits[name], LABELS)
-        drops = metrics.drop(prob, explained)
-        rises = metrics.increase(prob, explained)
-        # The reference adds 1e-7 to the denominator: 4e-7 at its smallest p = .23.
-        np.testing.assert_allclose(drops, GOLDEN[f"{name}__tc_drop"], atol=ATOL)
-        np.testing.assert_array_equal(rises, GOLDEN[f"{name}__tc_increase"])
-        for values, key in ((drops, "tc_avg_drop"), (rises, "tc_conf_increase")):
-            total, count = metrics.sum_and_count(values)
-            np.testing.assert_allclose(
-                total / count, GOLDEN[f"{name}__{key}"], atol=ATOL
-            )
-
-    @pytest.mark.parametrize("name", MAPS)
-    def test_absolute_drop(self, name, whole_logits, explained_logits):
-        pairs = {
-            "softmax": (
-                metrics.probability(whole_logits, LABELS),
-                metrics.probability(explained_logits[name], LABELS),
-            ),
-            "logit": (
-                jnp.take_along_axis(whole_logits, LABELS[:, None], 1)[:, 0],
-                jnp.take_along_axis(explained_logits[name], LABELS[:, None], 1)[:, 0],
-            ),
-        }
-        for kind, (whole, explained) in pairs.items():
-            np.testing.assert_allclose(
-                metrics.absolute_drop(whole, explained),
-                GOLDEN[f"{name}__pgc_drop_{kind}"],
-                atol=ATOL,
-                rtol=1e-6,  # logits reach 33, where one float32 step is 3.8e-6
-            )
-            np.testing.assert_array_equal(
-                metrics.increase(whole, explained),
-                GOLDEN[f"{name}__pgc_increase_{kind}"],
-            )
-
-    @pytest.mark.parametrize("kind", MASKS)
-    @pytest.mark.parametrize("name", sorted(set(MAPS) - set(CONSTANT)))
-    def test_localisation(self, name, kind):
-        maps, mask = golden_map(name), MASKS[kind]
-        prefix = f"{name}__{kind}"
-        hit, count = metrics.pointing_hit(maps, mask)
-        np.testing.assert_array_equal(hit, GOLDEN[f"{prefix}_pointing"])
-        np.testing.assert_array_equal(count, 1)
-        share, _ = metrics.box_share(maps, mask)
-        np.testing.assert_allclose(share, GOLDEN[f"{prefix}_energy"], atol=ATOL)
-        if (name, kind) not in TIED:
-            ratio, _ = metrics.bounding_box_ratio(maps, mask, max_area=1.0)
-            np.testing.assert_allclose(ratio, GOLDEN[f"{prefix}_rank"], atol=ATOL)
-
-    @pytest.mark.parametrize("kind", MASKS)
-    @pytest.mark.parametrize("name", MAPS)
-    def test_pointing_with_tolerance(self, name, kind):
-        for tolerance in (1, 3):
-            hit, _ = metrics.pointing_hit(
-                golden_map(name), MASKS[kind], tolerance=tolerance, ties="first"
-            )
-            wanted = GOLDEN[f"{name}__{kind}_torchray_tol{tolerance}"]  # +1 or -1
-            np.testing.assert_array_equal(2 * hit - 1, wanted)
-
-    def test_boxes(self):
-        boxes = np.asarray(NET["box_yxyx"] / 32.0)
-        got = metrics.boxes_to_mask(boxes, (32, 32))
-        np.testing.assert_array_equal(got, NET["box_mask"])
 
 
 # Every function of maps, for the properties they share.
@@ -168,8 +52,6 @@ SINGLES = {
     ),
     "keep_top": lambda m, k: metrics.keep_top(k[..., None].astype(jnp.float32), m),
 }
-
-
 MEASURES = PAIRS | SINGLES
 JITTED = {name: jax.jit(measure) for name, measure in MEASURES.items()}
 
@@ -224,27 +106,6 @@ class TestEveryMeasure:
         for scale in (1e-20, 1e4):
             scaled = JITTED[name](maps * scale, mask)
             chex.assert_trees_all_close(scaled, JITTED[name](maps, mask), atol=1e-5)
-
-
-class TestSumAndCount:
-    def test_value_that_does_not_count_is_not_read(self):
-        values = np.array([1.0, np.nan, 3.0])
-        total, count = metrics.sum_and_count(values, np.array([1, 0, 1]))
-        assert (float(total), float(count)) == (4.0, 2.0)
-
-    def test_padding_of_a_ragged_batch(self):
-        values = np.array([1.0, 2.0, 4.0])
-        whole = metrics.sum_and_count(values)
-        first = metrics.sum_and_count(values[:2])
-        padded = np.array([4.0, 9.0])
-        last = metrics.sum_and_count(padded, np.array([True, False]))
-        assert [float(a + b) for a, b in zip(first, last, strict=True)] == [
-            float(x) for x in whole
-        ]
-
-    def test_nothing_counts(self):
-        total, count = metrics.sum_and_count(np.full(2, np.nan), np.zeros(2))
-        assert (float(total), float(count)) == (0.0, 0.0)
 
 
 class TestPixelRanks:
@@ -528,95 +389,3 @@ class TestPearson:
         # Seven times 0.1 in float32 has a mean that is not 0.1.
         constant = np.full((1, 7), 0.1)
         np.testing.assert_array_equal(metrics.pearson(constant, constant), 0)
-
-
-class TestPredictions:
-    LOGITS = np.log(np.array([[0.7, 0.3], [0.4, 0.6], [0.5, 0.5]]))
-    LABELS = np.array([0, 0, 1])
-
-    def test_by_hand(self):
-        got = metrics.probability(self.LOGITS, self.LABELS)
-        np.testing.assert_allclose(got, [0.7, 0.4, 0.5], rtol=1e-6)
-        nll = metrics.nll(self.LOGITS, self.LABELS)
-        np.testing.assert_allclose(nll, -np.log([0.7, 0.4, 0.5]), rtol=1e-6)
-        accuracy = metrics.accuracy(self.LOGITS, self.LABELS)
-        np.testing.assert_array_equal(accuracy, [1, 0, 0])
-
-    def test_nan_row_is_wrong(self):
-        logits = np.array([[np.nan, 0.0]])
-        np.testing.assert_array_equal(metrics.accuracy(logits, np.array([0])), 0)
-
-    def test_large_logits(self):
-        logits = np.array([[1e4, 0.0], [-1e4, 0.0]])
-        got = metrics.nll(logits, np.array([0, 0]))
-        np.testing.assert_allclose(got, [0.0, 1e4])
-
-
-class TestCalibration:
-    # Confidences .9 .9 .6 in two bins of the upper half with num_bins = 4:
-    # bin 3 (.75-1): |1 - 1.8| right 1 of 2; bin 2: right 1, confidence .6.
-    LOGITS = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]]))
-    LABELS = np.array([0, 1, 1])
-    ERROR = (0.8 + 0.4) / 3
-
-    def test_by_hand(self):
-        bins = metrics.calibration_bins(self.LOGITS, self.LABELS, num_bins=4)
-        np.testing.assert_array_equal(bins.count, [0, 0, 1, 2])
-        error = metrics.calibration_error(bins)
-        np.testing.assert_allclose(error, self.ERROR, rtol=1e-6)
-
-    def test_batches_add_up(self):
-        first = metrics.calibration_bins(self.LOGITS[:2], self.LABELS[:2], num_bins=4)
-        last = metrics.calibration_bins(
-            self.LOGITS[np.array([2, 0])],
-            self.LABELS[np.array([2, 0])],
-            mask=np.array([True, False]),
-            num_bins=4,
-        )
-        error = metrics.calibration_error(jax.tree.map(jnp.add, first, last))
-        np.testing.assert_allclose(error, self.ERROR, rtol=1e-6)
-
-    def test_certain_and_nan(self):
-        logits = np.array([[1e4, 0.0], [np.nan, 0.0]])
-        bins = metrics.calibration_bins(logits, np.array([0, 0]))
-        np.testing.assert_array_equal(bins.count, np.eye(15)[14])
-        assert metrics.calibration_error(bins) == 0
-
-    def test_no_example(self):
-        bins = metrics.calibration_bins(
-            self.LOGITS, self.LABELS, mask=np.zeros(3, bool)
-        )
-        assert metrics.calibration_error(bins) == 0
-
-
-class TestMeanAndInterval:
-    def test_normal_values(self):
-        # Mean of 400 standard normals: standard error 1/20, 95 % within 1.96 of it.
-        values = np.random.default_rng(3).normal(size=400)
-        mean, low, high = metrics.mean_and_interval(values)
-        error = values.std() / 20
-        assert mean == values.mean()
-        # A quantile of 1000 resamples is itself uncertain by about 6 % of the width.
-        np.testing.assert_allclose([mean - low, high - mean], 1.96 * error, rtol=0.15)
-
-    def test_seed_fixes_the_interval(self):
-        values = np.arange(10.0)
-        again = metrics.mean_and_interval(values, seed=1)
-        assert again == metrics.mean_and_interval(values, seed=1)
-        assert again != metrics.mean_and_interval(values, seed=2)
-
-    def test_level_widens(self):
-        narrow = metrics.mean_and_interval(np.arange(10.0), level=0.5)
-        wide = metrics.mean_and_interval(np.arange(10.0), level=0.99)
-        assert wide.low < narrow.low < narrow.high < wide.high
-
-    def test_counts(self):
-        got = metrics.mean_and_interval([1.0, np.nan, 3.0], [1, 0, 1])
-        assert got.mean == 2.0
-        assert metrics.mean_and_interval([5.0]) == (5.0, 5.0, 5.0)
-        assert np.isnan(metrics.mean_and_interval([])).all()
-        assert np.isnan(metrics.mean_and_interval([1.0, np.nan])).all()
-
-    def test_level_range(self):
-        with pytest.raises(ValueError, match="level"):
-            metrics.mean_and_interval([1.0], level=95)
