@@ -22,6 +22,7 @@ from ibsgl_jax.saliency import HeadFn
 SUPPRESSIONS = (
     "runner_up_excess",
     "runner_up_cosine",
+    "runner_up_mass",
     "overlap",
     "masked_overlap",
     "background_overlap",
@@ -44,8 +45,9 @@ class GuidanceConfig:
       weighting: of the saliency maps, see ``saliency.class_saliency``.
       cross_entropy: kind of ``losses.saliency_cross_entropy``.
       suppression: what keeps L^p away from L^c: "runner_up_excess" (default; through
-        L^p only), "runner_up_cosine" (through L^p only, whatever its mass), "overlap"
-        (the printed formula without a mask), "masked_overlap" (with
+        L^p only), "runner_up_cosine" (through L^p only, whatever its mass),
+        "runner_up_mass" (through L^p only, its mass inside the teacher's map),
+        "overlap" (the printed formula without a mask), "masked_overlap" (with
         ``losses.soft_mask`` of L^c, the paper's ancestor), "background_overlap" (with
         the complement of L^ib as the mask).
       suppression_weight: the paper's beta, >= 0; 0 switches suppression off.
@@ -377,6 +379,8 @@ def _suppression(saliency_c, saliency_p, teacher, kind):
         return losses.runner_up_excess(saliency_c, saliency_p)
     if kind == "runner_up_cosine":
         return losses.runner_up_cosine(saliency_c, saliency_p)
+    if kind == "runner_up_mass":
+        return losses.runner_up_mass(saliency_c, saliency_p, teacher)
     mask = None
     if kind == "masked_overlap":
         mask = losses.soft_mask(saliency.normalize(saliency_c))

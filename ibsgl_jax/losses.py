@@ -144,6 +144,33 @@ def runner_up_cosine(saliency_c: chex.Array, saliency_p: chex.Array) -> chex.Arr
     return jnp.where(positive, dot / jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
+def runner_up_mass(
+    saliency_c: chex.Array, saliency_p: chex.Array, teacher: chex.Array
+) -> chex.Array:
+    """The saliency that the runner-up has where the teacher says that the object is.
+
+    ``sum L^p T / max T / sum (L^c + L^p)``, lowered through the numerator's L^p alone.
+    Where the object looks like both classes the maps cannot part; that L^p lose mass
+    there while L^c keeps its own is what can be asked.
+
+    Args:
+      saliency_c: [N, H, W], >= 0, of the true class; a constant.
+      saliency_p: [N, H, W], >= 0, of the runner-up; differentiable.
+      teacher: [N, H, W], >= 0, T; a constant.
+
+    Returns:
+      float32 [N] in [0, 1]; 0 with zero gradient where both maps or T are all zero.
+
+    Reference: ours, another reading of L_SS of the paper.
+    """
+    chex.assert_equal_shape([saliency_c, teacher])
+    saliency_c, saliency_p = _rescaled(*_maps(saliency_c, saliency_p))
+    teacher = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    inside = saliency_p * normalize(teacher)
+    total = jnp.sum(saliency_c + saliency_p, axis=(1, 2))
+    return _ratio(jnp.sum(inside, axis=(1, 2)), jax.lax.stop_gradient(total))
+
+
 def soft_mask(
     saliency: chex.Array, *, omega: float = 100.0, threshold: float = 0.55
 ) -> chex.Array:

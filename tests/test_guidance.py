@@ -61,6 +61,8 @@ class TestSaliencyLoss:
             term = losses.runner_up_excess(map_c, map_p)
         elif kind == "runner_up_cosine":
             term = losses.runner_up_cosine(map_c, map_p)
+        elif kind == "runner_up_mass":
+            term = losses.runner_up_mass(map_c, map_p, teacher)
         else:
             mask = {
                 "overlap": None,

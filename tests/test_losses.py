@@ -28,6 +28,7 @@ MAP_LOSSES = {
     ),
     "excess": losses.runner_up_excess,
     "cosine": losses.runner_up_cosine,
+    "mass": lambda c, p: losses.runner_up_mass(c, p, c),
 }
 JITTED = {name: jax.jit(fn) for name, fn in MAP_LOSSES.items()}
 GRADS = {
@@ -243,6 +244,29 @@ class TestRunnerUpCosine:
         np.testing.assert_allclose(radial / size, 0.0, atol=1e-5)
         _, excess = GRADS["excess"](c, p)
         assert np.all(np.sum(np.asarray(excess) * p, axis=(1, 2)) > 0.01)
+
+
+class TestRunnerUpMass:
+    def test_by_hand(self):
+        # (1 + 3 / 2) / 10 inside a teacher of maximum 4; a teacher elsewhere.
+        c = jnp.array([[[2.0, 2.0, 0.0]], [[2.0, 2.0, 0.0]]])
+        p = jnp.array([[[1.0, 3.0, 2.0]], [[1.0, 3.0, 0.0]]])
+        teacher = jnp.array([[[4.0, 2.0, 0.0]], [[0.0, 0.0, 1.0]]])
+        np.testing.assert_allclose(
+            losses.runner_up_mass(c, p, teacher), [0.25, 0.0], rtol=1e-6
+        )
+
+    def test_falls_through_the_runner_up_inside_the_teacher_only(self):
+        c, p = draw_maps()
+        teacher, _ = draw_maps(seed=1)
+        by_c, by_p, by_teacher = jax.grad(
+            lambda *maps: jnp.sum(losses.runner_up_mass(*maps)), (0, 1, 2)
+        )(c, p, teacher)
+        np.testing.assert_array_equal(by_c, 0.0)
+        np.testing.assert_array_equal(by_teacher, 0.0)
+        scaled = teacher / teacher.max((1, 2), keepdims=True)
+        expected = scaled / (c + p).sum((1, 2), keepdims=True)
+        np.testing.assert_allclose(by_p, expected, rtol=1e-5)
 
 
 class TestSoftMask:
