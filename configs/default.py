@@ -42,11 +42,12 @@ def guided_phase(**changes) -> ConfigDict:
     phase.teacher_method = "hirescam"  # of "average" and of an earlier phase
     # An inner layer, whose map is finer: its name, or "2x", the last one of twice the
     # resolution if there is one. It costs a pass through what is behind it for a CAM,
-    # one for every step and sample of a bottleneck. "": the features before the head.
+    # one for every step but the last, and every sample, of a bottleneck. "": the
+    # features before the head.
     phase.teacher_layer = "2x"
     phase.teacher_power = 2.0  # that map / max is raised to; above 1 sharpens it
     phase.route = "target"  # or "direct": descend the saliency loss itself, without A'
-    phase.every = 4  # steps: every fourth is guided, the others cost a plain one
+    phase.every = 4  # steps: every fourth is guided, the others are nearly plain
     phase.release = 1 / 3  # share of the steps, the last ones, that are plain
     phase.only_right = True  # guide the examples whose prediction is right; or all
     phase.guidance = ConfigDict()  # fields of ibsgl_jax.guidance.GuidanceConfig
@@ -79,7 +80,7 @@ def get_config() -> ConfigDict:
     config.class_weights = 0.0  # power of 1 / frequency in the loss; 0: none
     # Any tfds name with image and label, prepared as array_record in data_dir.
     config.dataset = "photo_digits/independent"
-    config.dataset_options = ConfigDict()  # of photo_digits only, e.g. num_train
+    config.dataset_options = ConfigDict()  # of an embedded set only, e.g. num_train
     config.data_dir = "runs/data"
     config.train_split = "train"
     config.validation_split = "validation"

@@ -19,6 +19,6 @@ def get_config():
         phase.num_epochs = 3.0
         phase.learning_rate = 2e-3
     # On the finer maps (16 x 16) of the first block: on validation it is far better
-    # placed than on those of the last layer, and teaches what costs nothing.
+    # placed than on those of the last layer, and its guidance costs no accuracy.
     config.guided.update(default.BOTTLENECK)
     return config

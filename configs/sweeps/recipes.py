@@ -43,7 +43,7 @@ def get_config():
     add("scratch_control", "plain", num_epochs=10.0)
 
     # The recipe; the true mask for a teacher; the bottleneck at the last layer, which
-    # costs next to nothing.
+    # adds a quarter of a plain step.
     config.phases = (*config.phases, "guided")
     add("oracle", teacher="mask")
     add("last", **variants.LAST)

@@ -5,7 +5,7 @@ import copy
 from configs import default
 from configs.baselines import icasc, saliency_guided
 
-# The bottleneck at the last layer in place of an inner one: next to nothing a step.
+# The bottleneck at the last layer in place of an inner one: for a quarter of a step.
 LAST = default.BOTTLENECK | dict(teacher_layer="")
 
 

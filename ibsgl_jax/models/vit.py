@@ -256,7 +256,7 @@ ViTBase16 = _base
 DINOv2Small14 = partial(_small, **_dino)
 DINOv2Base14 = partial(_base, **_dino)
 
-# For 48x48 images: 12 x 12 patches of 4 pixels, 4 blocks, 197,000 parameters.
+# For 48x48 images: 12 x 12 patches of 4 pixels, 4 blocks, 213,000 parameters.
 SmallViT = partial(
     ViT, depth=4, width=64, num_heads=4, patch_size=4, image_size=48, mlp_ratio=4
 )
