@@ -3,7 +3,8 @@
     python -m train.sweep configs/sweeps/objects.py
 
 All teachers are at the layer of twice the last one's resolution, in every fourth step,
-with one mu. "hirescam_squared" is the default; "oracle" is the object's true mask.
+with one mu. "hirescam_squared" is the default; "oracle" is the object's true mask, and
+"oracle_strong" that in every step of the phase with five times the mu.
 """
 
 from configs import default, objects
@@ -20,4 +21,5 @@ def get_config():
     variants.add(config, "hirescam_squared")
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
+    variants.add(config, "oracle_strong", base="oracle", mu=100.0, every=1, release=0.0)
     return config
