@@ -6,6 +6,7 @@ files for those who have jax.
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ from ibsgl_jax.export import make_explain_fn
 RECIPE = """\
 import onnxruntime
 session = onnxruntime.InferenceSession({path!r})
-inputs = dict(images=images, classes=classes)  # float32 [n, {size}, {size}, 3], int32 [n]
-maps, logits = session.run(["maps", "logits"], inputs)
+given = dict(images=images, classes=classes)  # f32 [n, {size}, {size}, 3], int32 [n]
+maps, logits = session.run(["maps", "logits"], given)
 """
 
 # Primitive -> where it keeps what it calls.
@@ -56,7 +57,7 @@ def export_onnx(
     Raises:
       ModuleNotFoundError: jax2onnx is not installed.
       NotImplementedError: of what the function is made of, jax2onnx cannot translate
-        the primitive that the message names. Random numbers are such.
+        the primitive that the message names. ``attribution.RANDOM_METHODS`` have one.
     """
     import jax2onnx
 
@@ -104,6 +105,9 @@ def elementary(fn: Callable, *shapes: jax.ShapeDtypeStruct) -> Callable:
 
     Returns:
       (*arrays) -> a list of arrays, for these shapes.
+
+    Raises:
+      NotImplementedError: it draws random numbers, or splits at a symbolic dimension.
     """
     closed = jax.make_jaxpr(fn)(*shapes)
     return core.jaxpr_as_fun(_rewritten(closed, shapes))
@@ -133,6 +137,10 @@ def _results(equation: core.JaxprEqn, operands: list) -> list:
         return [params["platforms"].index(None)]
     if name == "cond" and isinstance(operands[0], int):
         return _evaluate(params["branches"][operands[0]], operands[1:])
+    if name.startswith("random_"):
+        raise NotImplementedError(f"primitive {name}: jax2onnx has no random keys")
+    if name == "split" and any(export.is_symbolic_dim(n) for n in params["sizes"]):
+        raise NotImplementedError(f"primitive {name}: jax2onnx needs its batch size")
     if name in _CALLED:
         called = params[_CALLED[name]]
         if isinstance(called, core.Jaxpr):
@@ -174,28 +182,74 @@ def _convolution(equation: core.JaxprEqn) -> Callable:
 
 
 def _empty(equation: core.JaxprEqn) -> Callable:
-    (variable,) = equation.outvars
-    return lambda *_: lax.full(variable.aval.shape, 0, variable.aval.dtype)
+    aval: Any = equation.outvars[0].aval
+    return lambda *_: lax.full(aval.shape, 0, aval.dtype)
 
 
-def _pad(equation: core.JaxprEqn) -> Callable | None:
-    """Gaps between values: an axis of their own that is padded and flattened away."""
-    config = equation.params["padding_config"]
-    gaps = [gap for _, _, gap in config]
-    if not any(gaps):
+def _maximum_gradient(equation: core.JaxprEqn) -> Callable | None:
+    fast_fn = FAST["select_and_scatter_add"](equation)
+    if fast_fn is None:
         return None
 
-    def pad(x, fill):
-        behind = [(0, 0, 0)] * (2 * x.ndim)
-        behind[1::2] = [(0, gap, 0) for gap in gaps]
-        spread = lax.reshape(x, [size for length in x.shape for size in (length, 1)])
-        lengths = [
-            length * (gap + 1) for length, gap in zip(x.shape, gaps, strict=True)
-        ]
-        x = lax.reshape(lax.pad(spread, fill, behind), lengths)
-        return lax.pad(x, fill, [(low, high - gap, 0) for low, high, gap in config])
+    def scatter(*operands):
+        (result,) = _evaluate(jax.make_jaxpr(fast_fn)(*operands), operands)
+        return result
 
-    return pad
+    return scatter
+
+
+def _maximum(equation: core.JaxprEqn) -> Callable:
+    """Over windows, axis by axis; jax2onnx pools over all four, onnxruntime cannot."""
+    params = equation.params
+    aval: Any = equation.outvars[0].aval
+    gaps = [step - 1 for step in params["base_dilation"]]
+    ends = params["padding"]
+    config = [(*end, gap) for end, gap in zip(ends, gaps, strict=True)]
+    names = ("window_dimensions", "window_dilation", "window_strides")
+    windows = list(zip(*(params[name] for name in names), strict=True))
+
+    def pool(x):
+        x = _padded(x, jnp.asarray(-jnp.inf, x.dtype), config)
+        for axis, (size, dilation, stride) in enumerate(windows):
+            if (size, stride) != (1, 1):
+                reach = (aval.shape[axis] - 1) * stride + 1
+                starts = range(0, size * dilation, dilation)
+                parts = [
+                    lax.slice_in_dim(x, start, start + reach, stride, axis)
+                    for start in starts
+                ]
+                x = functools.reduce(lax.max, parts)
+        return x
+
+    return pool
+
+
+def _pad(equation: core.JaxprEqn) -> Callable:
+    """Without a pad: jax2onnx's has no gaps and no symbolic batch."""
+    return lambda x, fill: _padded(x, fill, equation.params["padding_config"])
+
+
+def _padded(x, fill, config):
+    """Blocks of the fill put before, behind and, on an axis of their own, between."""
+
+    def block(axis, length):
+        shape = (*x.shape[:axis], length, *x.shape[axis + 1 :])
+        return [lax.full(shape, 0, x.dtype) + fill] if length > 0 else []
+
+    for axis, (low, high, gap) in enumerate(config):
+        if gap:
+            before, behind = x.shape[:axis], x.shape[axis + 1 :]
+            length = x.shape[axis] * (gap + 1)
+            x = lax.expand_dims(x, [axis + 1])
+            x = lax.concatenate([x, *block(axis + 1, gap)], axis + 1)
+            x = lax.reshape(x, (*before, length, *behind))
+            high -= gap
+        if low < 0 or high < 0:
+            end = x.shape[axis] + min(high, 0)
+            x = lax.slice_in_dim(x, max(-low, 0), end, axis=axis)
+        if low > 0 or high > 0:
+            x = lax.concatenate([*block(axis, low), x, *block(axis, high)], axis)
+    return x
 
 
 def _scan(equation: core.JaxprEqn) -> Callable:
@@ -219,7 +273,7 @@ def _scan(equation: core.JaxprEqn) -> Callable:
             ys = [lax.dynamic_update_index_in_dim(y, new, at, 0) for y, new in pairs]
             return i + 1, results[:num_carry], ys
 
-        avals = [variable.aval for variable in equation.outvars[num_carry:]]
+        avals: list[Any] = [each.aval for each in equation.outvars[num_carry:]]
         ys = [lax.full(aval.shape, 0, aval.dtype) for aval in avals]
         start = jnp.int32(0), list(carry), ys
         _, carry, ys = lax.while_loop(lambda state: state[0] < length, step, start)
@@ -233,6 +287,7 @@ ELEMENTARY = {
     "conv_general_dilated": _convolution,
     "empty2": _empty,
     "pad": _pad,
+    "reduce_window_max": _maximum,
     "scan": _scan,
-    "select_and_scatter_add": FAST["select_and_scatter_add"],
+    "select_and_scatter_add": _maximum_gradient,
 }
