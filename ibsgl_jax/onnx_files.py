@@ -109,7 +109,8 @@ def elementary(fn: Callable, *shapes: jax.ShapeDtypeStruct) -> Callable:
     Raises:
       NotImplementedError: it draws random numbers, or splits at a symbolic dimension.
     """
-    closed = jax.make_jaxpr(fn)(*shapes)
+    closed = _rewritten(jax.make_jaxpr(fn)(*shapes), shapes)
+    # Again, for the calls that what stands in for a primitive is made of.
     return core.jaxpr_as_fun(_rewritten(closed, shapes))
 
 
@@ -252,12 +253,19 @@ def _padded(x, fill, config):
     return x
 
 
+def _sliced(outside: Sequence, inside: Sequence) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(a.aval.shape) > len(b.aval.shape) for a, b in pairs)
+
+
 def _scan(equation: core.JaxprEqn) -> Callable:
     """A loop that counts: jax2onnx's scan has no reverse and no symbolic batch."""
-    params = equation.params
-    length, num_consts, num_carry = (
-        params[name] for name in ("length", "num_consts", "num_carry")
-    )
+    params, body = equation.params, equation.params["jaxpr"].jaxpr
+    length = params["length"]
+    # What the body sees an element of has an axis more outside.
+    num_xs = _sliced(equation.invars, body.invars)
+    num_carry = len(body.outvars) - _sliced(equation.outvars, body.outvars)
+    num_consts = len(body.invars) - num_carry - num_xs
 
     def scan(*operands):
         consts = operands[:num_consts]
