@@ -41,6 +41,17 @@ def export_attribution(
       image_shape: (H, W, 3).
       platforms: what the file can run on.
     """
+    explain_fn = jax.jit(make_explain_fn(attribution_fn, logits_fn))
+    (n,) = export.symbolic_shape("n")
+    exported = export.export(explain_fn, platforms=platforms)(
+        jax.ShapeDtypeStruct((n, *image_shape), jnp.float32),
+        jax.ShapeDtypeStruct((n,), jnp.int32),
+    )
+    return bytes(exported.serialize())
+
+
+def make_explain_fn(attribution_fn: Callable, logits_fn: Callable) -> Callable:
+    """The function of the file: (images, classes) -> (maps, logits)."""
 
     def explain(images, classes):
         logits = logits_fn(images)
@@ -48,12 +59,7 @@ def export_attribution(
         classes = jnp.where(classes < 0, predicted, classes)
         return attribution_fn(images, classes), logits
 
-    (n,) = export.symbolic_shape("n")
-    exported = export.export(jax.jit(explain), platforms=platforms)(
-        jax.ShapeDtypeStruct((n, *image_shape), jnp.float32),
-        jax.ShapeDtypeStruct((n,), jnp.int32),
-    )
-    return bytes(exported.serialize())
+    return explain
 
 
 def beside(path) -> Path:

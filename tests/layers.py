@@ -68,6 +68,7 @@ OPTIONAL = {
     "flax",
     "grain",
     "imagehash",
+    "jax2onnx",
     "jinja2",
     "matplotlib",
     "mlflow",

@@ -52,6 +52,11 @@ class TestRun:
                 2,
                 "ibsgl: no package pillow: pip install 'ibsgl_jax[explain]'",
             ),
+            (
+                ModuleNotFoundError("No module", name="jax2onnx"),
+                2,
+                "ibsgl: no package jax2onnx: pip install 'ibsgl_jax[onnx]'",
+            ),
         ],
     )
     def test_one_line_and_a_status(self, capsys, error, status, line):

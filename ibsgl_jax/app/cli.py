@@ -117,7 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     exporting.set_defaults(command=_export)
     _add_model_options(exporting)
     exporting.add_argument("--method", default="ib", metavar="NAME")
-    exporting.add_argument("--out", default="attribution.jaxexport", metavar="FILE")
+    exporting.add_argument(
+        "--format",
+        dest="file_format",
+        choices=export.FORMATS,
+        default="jax",
+        help="jax runs where jax is, onnx where onnxruntime is; some methods have no "
+        "ONNX form (default: %(default)s)",
+    )
+    exporting.add_argument(
+        "--out",
+        metavar="FILE",
+        help="default: attribution.jaxexport, or attribution.onnx",
+    )
     return parser
 
 

@@ -8,20 +8,26 @@ from pathlib import Path
 
 import jax
 
-from ibsgl_jax import attribution, export
+from ibsgl_jax import attribution, export, onnx_files
 from ibsgl_jax.app import classifier as classifiers
 from ibsgl_jax.app import outputs, stats_cache
 from ibsgl_jax.app.terminal import show_progress, shown
 from ibsgl_jax.errors import UserError
 
 FORMAT = "ibsgl export 1"
+# --format -> the end of the file's name, where it runs, and how.
+FORMATS = {
+    "jax": ("jaxexport", "jax", export.RECIPE),
+    "onnx": ("onnx", "onnxruntime", onnx_files.RECIPE),
+}
 
 
 def export_function(
     *,
     method: str,
-    out: str | Path,
     model: str,
+    out: str | Path | None = None,
+    file_format: str = "jax",
     weights: str | None = None,
     checkpoint: str | None = None,
     layer: str | None = None,
@@ -37,7 +43,8 @@ def export_function(
     Raises:
       UserError: in one line; nothing was written.
     """
-    out = Path(out)
+    ending, runtime, recipe = FORMATS[file_format]
+    out = Path(out or f"attribution.{ending}")
     _check(out)
     classifier = classifiers.load(model, weights=weights, checkpoint=checkpoint)
     features_fn, head_fn = classifiers.split(classifier, layer)
@@ -66,7 +73,9 @@ def export_function(
     preprocessing = classifier.preprocessing
     size = preprocessing.size
     show_progress("exporting")
-    blob = export.export_attribution(
+    blob = _exported(
+        file_format,
+        method,
         attribution_fn,
         lambda x: head_fn(features_fn(x)),
         image_shape=(size, size, 3),
@@ -83,12 +92,22 @@ def export_function(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "class_names": list(classifier.class_names),
+        "run": recipe.format(path=out.name, size=size).splitlines(),
     }
     _write(out, blob, description)
-    name = shown(out)
-    print(f"{name}: {len(blob) / 1e6:.1f} MB. To run it anywhere jax is installed:\n")
-    print(export.RECIPE.format(path=str(out), size=size))
+    told = f"{shown(out)}: {len(blob) / 1e6:.1f} MB."
+    print(f"{told} To run it anywhere {runtime} is installed:\n")
+    print(recipe.format(path=str(out), size=size))
     return 0
+
+
+def _exported(file_format, method, *functions, image_shape) -> bytes:
+    if file_format == "jax":
+        return export.export_attribution(*functions, image_shape=image_shape)
+    try:
+        return onnx_files.export_onnx(*functions, image_shape=image_shape)
+    except NotImplementedError as error:
+        raise UserError(f"--format onnx: {method} has no ONNX form: {error}") from None
 
 
 def _check(out: Path) -> None:

@@ -21,7 +21,13 @@ BROKEN_PIPE, BUG, INTERRUPTED, MISTAKE, TERMINATED = 141, 1, 130, 2, 143
 # Control, format, surrogate, private and unassigned characters; line separators.
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 _MAX_LENGTH = 2000
-_OPTIONAL = {"PIL": "pillow", "matplotlib": "matplotlib", "flatbuffers": "flatbuffers"}
+# Module -> its package and the extra that has it.
+_OPTIONAL = {
+    "PIL": ("pillow", "explain"),
+    "matplotlib": ("matplotlib", "explain"),
+    "flatbuffers": ("flatbuffers", "explain"),
+    "jax2onnx": ("jax2onnx", "onnx"),
+}
 
 
 class Terminated(KeyboardInterrupt):
@@ -124,8 +130,8 @@ def _notices():
 def _outside_cause(error: Exception) -> str | None:
     """The line for an error that is neither the user's mistake nor our bug, or None."""
     if isinstance(error, ModuleNotFoundError) and error.name in _OPTIONAL:
-        package = _OPTIONAL[error.name]
-        return f"no package {package}: pip install 'ibsgl_jax[explain]'"
+        package, extra = _OPTIONAL[error.name]
+        return f"no package {package}: pip install 'ibsgl_jax[{extra}]'"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return "not enough memory: try a smaller --chunk-size"
     if isinstance(error, OSError):
