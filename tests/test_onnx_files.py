@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from ibsgl_jax import attribution, export, models, onnx_files, pretrained
-from tests.test_cli import loaded, run  # noqa: F401
+from tests.tiny_classifier import loaded_fixture, run_fixture  # noqa: F401
 
 
 def primitives(jaxpr):
@@ -147,7 +147,7 @@ class TestExport:
 class TestCommand:
     def test_writes_a_model_and_what_it_needs(
         self,
-        run,  # noqa: F811
+        run,
         tmp_path,
         monkeypatch,
     ):
@@ -160,7 +160,7 @@ class TestCommand:
         exec("\n".join(description["run"]), scope)
         assert scope["maps"].shape == (2, 48, 48) and scope["logits"].shape == (2, 6)
 
-    def test_names_what_stops_it(self, run, tmp_path):  # noqa: F811
+    def test_names_what_stops_it(self, run, tmp_path):
         out = tmp_path / "a.onnx"
         status, stdout, stderr = run(
             *("export", "--format=onnx", "--method=random", "--out", out)
