@@ -262,12 +262,12 @@ class TestBounds:
     """Files that announce more than they hold, written as raw operations."""
 
     def check(self, path, message):
-        start = time.monotonic()
+        start = time.process_time()
         with pytest.raises(ValueError, match=message) as caught:
             torch_files.read(path)
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 400 + len(str(path))
-        assert time.monotonic() - start < 10
+        assert time.process_time() - start < 10
 
     @pytest.mark.parametrize(
         ("operations", "message"),
