@@ -110,7 +110,7 @@ def elementary(fn: Callable, *shapes: jax.ShapeDtypeStruct) -> Callable:
       NotImplementedError: it draws random numbers, or splits at a symbolic dimension.
     """
     closed = _rewritten(jax.make_jaxpr(fn)(*shapes), shapes)
-    # Again, for the calls that what stands in for a primitive is made of.
+    # Again, for what the forms that stand in for a primitive are made of.
     return core.jaxpr_as_fun(_rewritten(closed, shapes))
 
 
@@ -185,18 +185,6 @@ def _convolution(equation: core.JaxprEqn) -> Callable:
 def _empty(equation: core.JaxprEqn) -> Callable:
     aval: Any = equation.outvars[0].aval
     return lambda *_: lax.full(aval.shape, 0, aval.dtype)
-
-
-def _maximum_gradient(equation: core.JaxprEqn) -> Callable | None:
-    fast_fn = FAST["select_and_scatter_add"](equation)
-    if fast_fn is None:
-        return None
-
-    def scatter(*operands):
-        (result,) = _evaluate(jax.make_jaxpr(fast_fn)(*operands), operands)
-        return result
-
-    return scatter
 
 
 def _maximum(equation: core.JaxprEqn) -> Callable:
@@ -297,5 +285,5 @@ ELEMENTARY = {
     "pad": _pad,
     "reduce_window_max": _maximum,
     "scan": _scan,
-    "select_and_scatter_add": _maximum_gradient,
+    "select_and_scatter_add": FAST["select_and_scatter_add"],
 }

@@ -97,13 +97,10 @@ class TestSplits:
 
     def test_packages_have_every_picture(self, monkeypatch):
         """Where Debian's packages are installed."""
-        monkeypatch.undo()
-        share = photo_objects.Path("/usr/share")
-        if not (share / cutouts.STAMPS).is_dir():
+        monkeypatch.setattr(photo_objects, "SHARE", photo_objects.Path("/usr/share"))
+        if not (photo_objects.SHARE / cutouts.STAMPS).is_dir():
             pytest.skip("tuxpaint-stamps-default is not installed")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(photo_objects, "SHARE", share)
-            photo_objects.check_installed()
+        photo_objects.check_installed()
 
 
 class TestGenerateExample:
