@@ -17,7 +17,7 @@ PACKAGES = ("ibsgl_jax", "train", "configs", "benchmarks")
 # Rooms of train/ from the ground up: an import goes down, or stays in its room. Every
 # other file of train/ is a command, on the top floor.
 FLOORS = (
-    ("errors", "huge_pages"),
+    ("errors", "memory"),
     ("files",),
     ("configuration", "command", "arguments"),
     ("devices", "programs"),

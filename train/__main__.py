@@ -1,11 +1,11 @@
 """python -m train [--config=configs/quickstart.py] [--workdir=...]: flags, then run."""
 
 from ibsgl_jax.app.interrupt import exit_on_interrupt
-from train import huge_pages
+from train import memory
 
 if __name__ == "__main__":  # what follows takes seconds
     exit_on_interrupt()
-    huge_pages.restart()
+    memory.restart()
 
 import contextlib
 import logging

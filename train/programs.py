@@ -3,6 +3,7 @@
 To compile an EfficientNet's steps takes minutes on a CPU: an evaluation finds what the
 training compiled, and a run that goes on, or is made again, compiles nothing. They are
 kept with the user's own files, not in the run: a program from elsewhere would be run.
+What the compiler needed is given back to the system before the program runs.
 """
 
 import contextlib
@@ -11,16 +12,21 @@ import warnings
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from train import memory
 from train.files import cache_folder
 
 MOST_BYTES = 2**30  # in the folder; the oldest go first
-SAVED = "/jax/compilation_cache/compile_time_saved_sec"  # jax's name of the event
+# jax's names of the events: found here, and compiled or found.
+SAVED = "/jax/compilation_cache/compile_time_saved_sec"
+COMPILED = "/jax/core/compile/backend_compile_duration"
 _saved = []
 
 
 def _listen(event, seconds, **_):
     if event == SAVED:
         _saved.append(seconds)
+    if event == COMPILED and seconds > 1.0:
+        memory.release()
 
 
 def saved_seconds() -> float:
@@ -32,17 +38,17 @@ def saved_seconds() -> float:
 def kept():
     """Inside, programs that take a second or more to compile are kept and found.
 
-    Nothing changes where jax has been given a folder (JAX_COMPILATION_CACHE_DIR), nor
-    with several processes, which would have to agree on what is there.
+    None is kept where jax has been given a folder (JAX_COMPILATION_CACHE_DIR), nor with
+    several processes, which would have to agree on what is there.
     """
+    if not _saved:
+        _saved.append(0.0)
+        jax.monitoring.register_event_duration_secs_listener(_listen)
     if jax.config.jax_compilation_cache_dir or jax.distributed.is_initialized():
         yield
         return
     folder = cache_folder("programs")
     _prune(folder)
-    if not _saved:
-        _saved.append(0.0)
-        jax.monitoring.register_event_duration_secs_listener(_listen)
     _use(str(folder))
     try:
         with warnings.catch_warnings():

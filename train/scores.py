@@ -8,11 +8,11 @@ measures that it lacks are added.
 """
 
 from ibsgl_jax.app.interrupt import exit_on_interrupt
-from train import huge_pages
+from train import memory
 
 if __name__ == "__main__":  # what follows takes seconds
     exit_on_interrupt()
-    huge_pages.restart()
+    memory.restart()
 
 import sys
 from pathlib import Path

@@ -7,11 +7,11 @@ judged by deletion and by the Average Drop at equal area.
 """
 
 from ibsgl_jax.app.interrupt import exit_on_interrupt
-from train import huge_pages
+from train import memory
 
 if __name__ == "__main__":  # what follows takes seconds
     exit_on_interrupt()
-    huge_pages.restart()
+    memory.restart()
 
 import functools
 import json
