@@ -15,7 +15,7 @@ def plain_phase(**changes) -> ConfigDict:
     phase = ConfigDict()
     phase.method = "plain"  # "plain" or "guided"
     # "pretrained"; the name of an earlier phase; "best": the earlier plain phase of the
-    # highest validation accuracy, of those that do not start from "best" themselves.
+    # lowest validation NLL, of those that do not start from "best" themselves.
     phase.init = "random"
     phase.layers = "all"  # that learn; "head": the last alone, on features as they are
     phase.dataset = ""  # to learn from, if not the run's; measured is the run's

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from ibsgl_jax.app import cli
 from tests import pictures, tiny_run
 from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
-from train.run import choose, loop, saved_run
+from train.run import choose, loop, saved_run, start
 
 PHASES = ("head", "plain", "control", "guided")
 
@@ -117,9 +118,10 @@ class TestRoad:
     def test_the_better_phase_is_gone_on_from(self, road):
         starts = json.loads((road[1] / "starts.json").read_text())
         assert set(starts) == {"control", "guided"}
-        known = starts["guided"]["validation_accuracy"]
+        known = starts["guided"]["validation"]
         assert set(known) == {"head", "plain"}
-        assert known[starts["guided"]["init"]] == max(known.values())
+        nll = {name: each["nll"] for name, each in known.items()}
+        assert nll[starts["guided"]["init"]] == min(nll.values())
 
     def test_the_model_keeps_its_class_names(self, road):
         for phase in PHASES:
@@ -313,6 +315,24 @@ def test_pictures_that_vanish_in_the_run_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match="no such file; it was there when") as info:
         loop.train_and_evaluate(config, tmp_path / "other")
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("field, best", [("nll", "plain"), ("accuracy", "head")])
+def test_best_is_the_likeliest(field, best, tmp_path):
+    """Of a run that an earlier version began, the most accurate."""
+    config = make_config(phases=("head", "plain", "control"))
+    scores = {
+        "head": {"accuracy": 0.75, "nll": 0.52},
+        "plain": {"accuracy": 0.74, "nll": 0.44},
+    }
+    if field == "accuracy":
+        del scores["plain"]["nll"]
+    plan = types.SimpleNamespace(name="control", phase=config.control)
+    plan._replace = lambda phase: phase
+    assert start.choose_start(config, plan, scores, tmp_path).init == best
+    assert config.control.init == "best"
+    told = json.loads((tmp_path / "starts.json").read_text())
+    assert told == {"control": {"init": best, "validation": scores}}
 
 
 def test_best_needs_something_to_choose_from(tmp_path):

@@ -73,10 +73,10 @@ def train_and_evaluate(
         with claim(workdir, config):
             if data.pictures is not None and jax.process_index() == 0:
                 data.pictures.write_splits(workdir / dataset.SPLITS_FILE)
-            finished, accuracies = {}, {}
+            finished, scores = {}, {}
             for plan in plans:
-                plan = choose_start(config, plan, accuracies, workdir)
-                finished[plan.name], accuracies[plan.name] = train_phase(
+                plan = choose_start(config, plan, scores, workdir)
+                finished[plan.name], scores[plan.name] = train_phase(
                     config, plan, finished, data, workdir, stop, profile=profile
                 )
                 if jax.process_index() == 0:
@@ -131,7 +131,7 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
     """Run one phase to its end, from its last checkpoint if there is one.
 
     Returns:
-      (TrainState, accuracy on the validation split).
+      (TrainState, its scores on the validation split: accuracy and nll).
     """
     name, num_steps = plan.name, plan.num_steps
     state = initial_state(config, plan.phase, finished, plan.model, plan.tx)
@@ -143,11 +143,11 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
         manager = opened.enter_context(
             checkpoint.open_manager(workdir / "checkpoints" / name)
         )
-        state, window, accuracy = _restore(manager, state, name)
+        state, window, scores = _restore(manager, state, name)
         start = saved = int(state.step)
         state = devices.replicate(state)
         if start >= num_steps:
-            return state, accuracy
+            return state, scores
         records = opened.enter_context(
             Records(
                 workdir,
@@ -181,19 +181,18 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
                         eval_fn, validation, state.variables, f"after step {step}"
                     ),
                 )
-                accuracy = scores["accuracy"]
-                _save(manager, state, records, accuracy)
+                _save(manager, state, records, scores)
                 saved = step
             if _must_stop(manager, stop, step):
                 if saved != step:
-                    _save(manager, state, records, accuracy)
+                    _save(manager, state, records, scores)
                 checkpoint.wait(manager)
                 raise Stopped(
                     f"stopped at step {step} of phase {name}; the same command goes on",
                     stop.number,
                 )
         checkpoint.wait(manager)
-    return state, accuracy
+    return state, scores
 
 
 def _compiled_step(config, plan, finished):
@@ -225,10 +224,10 @@ def _compiled_step(config, plan, finished):
 
 
 def _restore(manager, state, name):
-    """The state to go on from, its metrics window and validation accuracy."""
+    """The state to go on from, its metrics window and validation scores."""
     restored = checkpoint.restore(manager, state)
     if not restored:
-        return state, watch.Window(), 0.0
+        return state, watch.Window(), {"accuracy": 0.0}
     state, meta = restored
     if meta["num_devices"] != jax.device_count():
         LOGGER.warning(
@@ -237,7 +236,9 @@ def _restore(manager, state, name):
             jax.device_count(),
             meta["num_devices"],
         )
-    return state, watch.Window(meta["window"]), meta["accuracy"]
+    # Runs of an earlier version kept the accuracy alone.
+    scores = {name: meta[name] for name in ("accuracy", "nll") if name in meta}
+    return state, watch.Window(meta["window"]), scores
 
 
 def _open_stream(config, plan, start):
@@ -256,13 +257,10 @@ def _open_stream(config, plan, start):
     )
 
 
-def _save(manager, state, records, accuracy):
-    meta = {
-        "window": records.sync(),
-        "accuracy": accuracy,
-        "num_devices": jax.device_count(),
-    }
-    checkpoint.save(manager, state, accuracy=accuracy, meta=meta)
+def _save(manager, state, records, scores):
+    known = {name: scores[name] for name in ("accuracy", "nll") if name in scores}
+    meta = {"window": records.sync(), **known, "num_devices": jax.device_count()}
+    checkpoint.save(manager, state, accuracy=scores["accuracy"], meta=meta)
 
 
 def _must_stop(manager, stop, step) -> bool:

@@ -45,23 +45,30 @@ def initial_state(config, phase, finished, model, tx):
     return state
 
 
-def choose_start(config, plan, accuracies, workdir):
+def choose_start(config, plan, scores, workdir):
     """The plan with the phase that ``init = "best"`` stands for, as starts.json tells.
 
-    Of two that are equal on the validation split, the earlier.
+    Best is the lowest NLL on the validation split, which tells networks apart where a
+    picture more or less decides on their accuracy; of two that are equal, the earlier.
+
+    Args:
+      scores: dict phase name -> dict accuracy, nll. Phases of an earlier version have
+        no nll; then the highest accuracy is best.
     """
     if plan.phase.init != "best":
         return plan
-    known = {name: accuracies[name] for name in candidates(config, plan.name)}
-    best = max(known, key=known.get)
+    known = {name: scores[name] for name in candidates(config, plan.name)}
+    by = "nll" if all("nll" in each for each in known.values()) else "accuracy"
+    values = {name: each[by] for name, each in known.items()}
+    best = (min if by == "nll" else max)(values, key=values.get)
     phase = plan.phase.copy_and_resolve_references()
     phase.init = best
-    told = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
-    LOGGER.info("%s starts from %s (validation accuracy: %s)", plan.name, best, told)
+    told = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    LOGGER.info("%s starts from %s (validation %s: %s)", plan.name, best, by, told)
     if jax.process_index() == 0:
         path = workdir / "starts.json"
         starts = json.loads(path.read_text()) if path.exists() else {}
-        starts[plan.name] = {"init": best, "validation_accuracy": known}
+        starts[plan.name] = {"init": best, "validation": known}
         write_json(path, starts)
     return plan._replace(phase=phase)
 
