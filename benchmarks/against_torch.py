@@ -96,7 +96,7 @@ def jax_step(pixels, labels, *, num_classes):
     tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
     state = create_state(jax.random.key(0), model, tx, pixels.shape[1])
     batch = {"image": jnp.asarray(pixels), "label": jnp.asarray(labels)}
-    fn = jax.jit(make_step(model, tx, make_phases()["plain"]))
+    fn = jax.jit(make_step(model, tx, make_phases("")["plain"]))
     fn = fn.lower(state, batch).compile()
     return lambda: jax.block_until_ready(fn(state, batch))
 

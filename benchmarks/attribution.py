@@ -23,11 +23,13 @@ from ibsgl_jax import attribution, bottleneck, feature_stats, models, tapping
 from train.show.markdown import markdown
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, the layer
-# further in that the bottleneck's authors used). The quick one is for a smoke test.
+# further in that the bottleneck's authors used, of a ViT ours). The quick one is for a
+# smoke test.
 NETWORKS = {
     "efficientnet_lite0": ("efficientnet_lite0", 224, 1000, 8, 128, "block10"),
     "resnet50": ("resnet50", 224, 1000, 8, 128, "layer2_3"),
     "vgg16": ("vgg16", 224, 1000, 8, 64, "conv4_1"),
+    "vit_small16": ("vit_small16", 224, 1000, 8, 128, "block8"),
     "quick": ("small_resnet", 48, 10, 8, 64, "layer2_0"),
 }
 INNER_SHARE = 4  # the bottleneck further in takes this part of the batch, else hours

@@ -31,12 +31,13 @@ from train.method.step import train_step
 from train.show.markdown import markdown
 
 # name: (model, image side, classes, batch on a CPU, batch on an accelerator, a layer of
-# twice the last one's resolution)
+# twice the last one's resolution, if there is one)
 NETWORKS = {
     "quickstart": ("small_resnet", 48, 10, 64, 1024, "layer1_0"),
     "resnet18_64": ("resnet18", 64, 200, 8, 256, "layer3_1"),
     "resnet50_224": ("resnet50", 224, 1000, 8, 128, "layer3_5"),
     "vgg16_224": ("vgg16", 224, 1000, 8, 64, "conv4_3"),
+    "vit_small16_224": ("vit_small16", 224, 1000, 8, 64, ""),
 }
 
 
@@ -44,7 +45,7 @@ NUM_STEPS = (10, 20)
 EVERY = 4
 
 
-def make_phases(inner_layer=None) -> dict:
+def make_phases(inner_layer: str) -> dict:
     """dict name -> phase of a configuration; "plain" first."""
     made = {"plain": default.plain_phase()}
     guided = functools.partial(
@@ -58,11 +59,11 @@ def make_phases(inner_layer=None) -> dict:
         made[f"inner_{n}_every_{EVERY}"] = guided(
             every=EVERY, teacher_layer=inner_layer
         )
-        for every in (1, EVERY):
-            ending = "" if every == 1 else f"_every_{every}"
-            made["hirescam_squared" + ending] = default.guided_phase(
-                every=every, release=0.0, teacher_layer=inner_layer
-            )
+    for every in (1, EVERY):
+        ending = "" if every == 1 else f"_every_{every}"
+        made["hirescam_squared" + ending] = default.guided_phase(
+            every=every, release=0.0, teacher_layer=inner_layer
+        )
     made["saliency_guided"] = saliency_guided.phase()
     made["icasc"] = icasc.phase()
     return made

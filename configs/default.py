@@ -58,6 +58,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase.guidance.gate = "correct"
     phase.guidance.step = "relative"
     phase.guidance.step_size = 0.1  # share of ||A||
+    phase.guidance.move = "all"  # elements that move; or "active", those above zero
     phase.guidance.kl_over = "all"
     phase.guidance.kl_floor = 0.1  # share of the mean activation
     phase.bottleneck = ConfigDict()  # of ibsgl_jax.bottleneck.BottleneckConfig

@@ -29,6 +29,7 @@ SUPPRESSIONS = (
 )
 STEPS = ("relative", "plain")
 GATES = ("correct", "always")
+MOVES = ("all", "active")
 # A relative gradient, ||g|| ||A||, up to this is taken for zero.
 MIN_GRADIENT = 1e-6
 
@@ -58,6 +59,9 @@ class GuidanceConfig:
         "plain" is gradient descent with learning rate ``step_size`` on the batch mean,
         as printed, which moves A by some 3e-5 of its norm.
       step_size: > 0.
+      move: elements that the step moves: "all", or "active", those above zero: behind a
+        ReLU no gradient reaches the others, and what A' asks of them is asked in vain.
+        The relative step is of the same length, on them.
       kl_over, kl_floor: of ``losses.feature_kl``, for whoever adds the divergence.
       rectify_features: clip A' at zero; for features behind a ReLU. False: features
         have a sign (tokens, a LayerNorm's or a GELU's output), and the divergence is
@@ -77,6 +81,7 @@ class GuidanceConfig:
     gate: str = "correct"
     step: str = "relative"
     step_size: float = 0.1
+    move: str = "all"
     kl_over: str = "all"
     kl_floor: float = 0.1
     rectify_features: bool = True
@@ -89,6 +94,7 @@ class GuidanceConfig:
             ("suppression", SUPPRESSIONS),
             ("gate", GATES),
             ("step", STEPS),
+            ("move", MOVES),
             ("kl_over", losses.KL_EXTENTS),
             ("link", predictions.LINKS),
         ):
@@ -103,6 +109,11 @@ class GuidanceConfig:
             raise ValueError(f"step_size={self.step_size}: must be positive")
         if not self.kl_floor > 0:
             raise ValueError(f"kl_floor={self.kl_floor}: must be positive")
+        if self.move == "active" and not self.rectify_features:
+            raise ValueError(
+                "move='active': features with a sign, rectify_features=False, are all "
+                "active; leave it at 'all'"
+            )
 
 
 def literal() -> GuidanceConfig:
@@ -396,6 +407,8 @@ def _gate(logits, labels, config):
 
 
 def _descend(features, gradient, num_examples, config):
+    if config.move == "active":
+        gradient = jnp.where(features > 0, gradient, 0.0)
     if config.step == "plain":
         if num_examples is None:
             num_examples = features.shape[0]

@@ -243,6 +243,21 @@ def test_a_configuration_that_lacks_fields(told, tmp_path):
     assert line == "phase 'plain' has no section of its own in the config"
 
 
+def test_a_phase_called_what_a_teacher_is(told, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import copy\n\nfrom configs import photos\n\n\ndef get_config():\n"
+        "    config = photos.get_config()\n"
+        "    config.bottleneck = copy.deepcopy(config.guided)\n"
+        "    config.phases = (*config.phases, 'bottleneck')\n    return config\n"
+    )
+    fill(tmp_path / "photos", number=20)
+    (line,) = told("--config.data=photos", config="own.py")
+    assert line == (
+        "phase 'bottleneck' is called what a teacher is, so that teacher= could mean "
+        "either; give it another name"
+    )
+
+
 # ---- Several at once -----------------------------------------------------------------
 
 

@@ -113,6 +113,42 @@ class TestRelativeStep:
                 atol=1e-5,
             )
 
+    def test_active_elements_alone_move_as_far_as_all_would(self):
+        head, features, labels, teacher = small_case()
+        features = jnp.where(features > jnp.median(features), features, 0.0)
+        case = head, features, labels, teacher
+        result = guide_to(*case, config=GuidanceConfig(step_size=0.01, move="active"))
+        is_zero = features == 0
+        assert np.all(result.target_features[is_zero] == 0)
+        assert np.all(guide_to(*case).target_features[is_zero].max() > 0)
+        # Nothing but what falls below zero is clipped.
+        assert np.all(result.relative_move <= 0.01 * (1 + 1e-5))
+        assert np.all(result.relative_move > 0.009)
+        assert np.all(result.target_loss < result.loss)
+
+    def test_the_backbone_feels_more_of_it(self):
+        """Behind a ReLU: the gradient that reaches its input is as the step asked."""
+        head, features, labels, teacher = small_case()
+        before = features - jnp.median(features)
+
+        def pull(before, move):
+            config = GuidanceConfig(move=move)
+            features = jax.nn.relu(before)
+            guided = guide_to(head, features, labels, teacher, config=config)
+            return jnp.sum(guidance.divergence_from(guided, features, config))
+
+        def fall(move):
+            """Of the saliency loss, along the gradient, from the same divergence."""
+            gradient = jax.grad(pull)(before, move)
+            after = before - 0.01 * gradient / jnp.linalg.norm(gradient)
+            loss = [
+                guide_to(head, jax.nn.relu(a), labels, teacher).loss.sum()
+                for a in (before, after)
+            ]
+            return loss[0] - loss[1]
+
+        assert fall("active") > fall("all")
+
     def test_loss_falls_along_a_short_step(self):
         result = guide_to(*small_case(), config=GuidanceConfig(step_size=0.01))
         assert np.all(result.target_loss < result.loss)

@@ -3,8 +3,9 @@
     python -m train.sweep configs/sweeps/objects.py
 
 All teachers are at the layer of twice the last one's resolution, in every fourth step,
-with one mu. "hirescam_squared" is the default; "oracle" is the object's true mask, and
-"oracle_strong" that in every step of the phase with five times the mu.
+with one mu. "hirescam_squared" is the default; "oracle" is the object's true mask,
+"strong" a teacher in every step of the phase with five times the mu, and "active" that
+with a step on the elements above zero alone (`python -m benchmarks.reach`).
 """
 
 from configs import default, objects
@@ -21,5 +22,9 @@ def get_config():
     variants.add(config, "hirescam_squared")
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
-    variants.add(config, "oracle_strong", base="oracle", mu=100.0, every=1, release=0.0)
+    strong = dict(mu=100.0, every=1, release=0.0)
+    variants.add(config, "oracle_strong", base="oracle", **strong)
+    for name in ("oracle", "hirescam_squared", "bottleneck_20"):
+        active = strong | dict(guidance__move="active")
+        variants.add(config, f"{name}_active", base=name, **active)
     return config

@@ -93,7 +93,13 @@ def find_faults(config, faults: Faults):
         faults.add("phases", " is empty: there is nothing to train")
     done = []
     for name in config.phases:
-        if name in config:
+        if name in TEACHERS:
+            faults.add(
+                f"phase {name!r}",
+                " is called what a teacher is, so that teacher= could mean either; "
+                "give it another name",
+            )
+        elif name in config:
             _check_phase(config, name, done, faults)
         else:
             faults.add(f"phase {name!r}", " has no section of its own in the config")
