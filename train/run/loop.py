@@ -16,7 +16,8 @@ from train import devices
 from train.data import dataset
 from train.data.batches import iterate, make_train_dataset
 from train.errors import disk_errors
-from train.measure import splits
+from train.measure import precision, splits, temperature
+from train.method.answers import CHOSEN_BY
 from train.method.build import (
     generation_of,
     make_base_key,
@@ -124,6 +125,7 @@ def _save_model(config, state, data, workdir, phase):
         ),
         # Not the state's: those are the teacher's, or have seen nothing.
         stats=splits.data_set_stats(config, model, variables, data.train),
+        link=config.link,
     )
 
 
@@ -131,13 +133,13 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
     """Run one phase to its end, from its last checkpoint if there is one.
 
     Returns:
-      (TrainState, accuracy on the validation split).
+      (TrainState, accuracy on the validation split; of several labels per image their
+      mean average precision).
     """
     name, num_steps = plan.name, plan.num_steps
     state = initial_state(config, plan.phase, finished, plan.model, plan.tx)
     train_step, constants = _compiled_step(config, plan, finished)
     eval_fn = make_eval_fn(config, plan.model)
-    validation = dataset.eval_batches(config, data.validation)
 
     with contextlib.ExitStack() as opened:
         manager = opened.enter_context(
@@ -177,11 +179,11 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
             if last or step % plan.save_every == 0:
                 scores = records.write_validation(
                     step,
-                    lambda state=state, step=step: validation_scores(
-                        eval_fn, validation, state.variables, f"after step {step}"
+                    lambda state=state, step=step: _validate(
+                        config, plan, data, eval_fn, state.variables, step
                     ),
                 )
-                accuracy = scores["accuracy"]
+                accuracy = scores[CHOSEN_BY[config.link]]
                 _save(manager, state, records, accuracy)
                 saved = step
             if _must_stop(manager, stop, step):
@@ -194,6 +196,16 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
                 )
         checkpoint.wait(manager)
     return state, accuracy
+
+
+def _validate(config, plan, data, eval_fn, variables, step) -> dict:
+    """The scores of the validation split."""
+    batches = dataset.eval_batches(config, data.validation)
+    scores = validation_scores(eval_fn, batches, variables, f"after step {step}")
+    if config.link == "sigmoid":
+        found = temperature.split_logits(config, plan.model, variables, data.validation)
+        scores["mean_ap"] = precision.mean_average_precision(*found)
+    return scores
 
 
 def _compiled_step(config, plan, finished):

@@ -11,6 +11,7 @@ from ibsgl_jax import models, pretrained, trained
 from ibsgl_jax.models import own
 from train.errors import ConfigError, Faults
 from train.files import write_json
+from train.method.answers import CHOSEN_BY
 from train.method.build import candidates, make_model
 from train.method.state import create_state, restart, state_options
 
@@ -48,7 +49,8 @@ def initial_state(config, phase, finished, model, tx):
 def choose_start(config, plan, accuracies, workdir):
     """The plan with the phase that ``init = "best"`` stands for, as starts.json tells.
 
-    Of two that are equal on the validation split, the earlier.
+    Of two that are equal on the validation split, the earlier. They are compared by
+    ``CHOSEN_BY``.
     """
     if plan.phase.init != "best":
         return plan
@@ -57,11 +59,12 @@ def choose_start(config, plan, accuracies, workdir):
     phase = plan.phase.copy_and_resolve_references()
     phase.init = best
     told = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
-    LOGGER.info("%s starts from %s (validation accuracy: %s)", plan.name, best, told)
+    score = CHOSEN_BY[config.link]
+    LOGGER.info("%s starts from %s (validation %s: %s)", plan.name, best, score, told)
     if jax.process_index() == 0:
         path = workdir / "starts.json"
         starts = json.loads(path.read_text()) if path.exists() else {}
-        starts[plan.name] = {"init": best, "validation_accuracy": known}
+        starts[plan.name] = {"init": best, f"validation_{score}": known}
         write_json(path, starts)
     return plan._replace(phase=phase)
 

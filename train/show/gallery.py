@@ -49,6 +49,9 @@ def gallery(run, source, results, per_example, places) -> list:
     chosen = choose(
         pair("accuracy"), pair("predicted"), pair("probability"), pair("box_share")
     )
+    positives = per_example.get(f"{phases[0]}/positives")
+    if positives is not None:  # an image without a label has nothing to show
+        chosen = [index for index in chosen if positives[index].any()]
     shares, masses = pair("box_share"), pair("mass_c")
     maps = [_class_maps(run, phase, source, chosen) for phase in phases]
     entries, size = [], 0
