@@ -9,9 +9,13 @@ import numpy as np
 
 
 def average_precisions(logits, positives) -> np.ndarray:
-    """float64 [C] of logits and positives [N, C]; NaN for a class without an image."""
+    """float64 [C] of logits and positives [N, C]; NaN for a class without an image.
+
+    An image whose logit is NaN comes last.
+    """
     from sklearn.metrics import average_precision_score
 
+    logits = np.nan_to_num(logits, nan=np.finfo(np.float32).min)
     return np.array(
         [
             average_precision_score(there, scores) if there.any() else np.nan
