@@ -53,7 +53,8 @@ class GuidanceConfig:
         the complement of L^ib as the mask).
       suppression_weight: the paper's beta, >= 0; 0 switches suppression off.
       gate: where suppression applies: "correct" (the prediction is right; our reading
-        of the paper's "c = p", which cannot hold literally) or "always".
+        of the paper's "c = p", which cannot hold literally) or "always"; but never
+        where every class is a label and there is no runner-up.
       step: "relative" moves each example by ``step_size`` times the norm of its A
         (less what ``rectify_features`` clips away: on real images .06 to .08 of .1);
         "plain" is gradient descent with learning rate ``step_size`` on the batch mean,
@@ -210,14 +211,14 @@ def guide(
         logits, maps = saliency.logits_and_saliencies(
             head_fn, features, classes_fn, weighting=config.weighting
         )
-        gate = _gate(logits, labels, config)
+        gate = _gate(logits, labels, present, config)
         loss = saliency_loss(maps[:, 0], maps[:, 1], teacher, gate, config)
         return jnp.sum(loss), (loss, logits, maps)
 
     # The images are independent: the gradient of the sum is each one's own.
     gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
     target = _descend(features, gradient, num_examples, config)
-    classes, gate = classes_fn(logits), _gate(logits, labels, config)
+    classes, gate = classes_fn(logits), _gate(logits, labels, present, config)
     target_maps = saliency.class_saliencies(
         head_fn, target, classes, weighting=config.weighting
     )
@@ -400,10 +401,14 @@ def _suppression(saliency_c, saliency_p, teacher, kind):
     return losses.saliency_suppression(saliency_c, saliency_p, mask)
 
 
-def _gate(logits, labels, config):
-    if config.gate == "always":
-        return jnp.ones(labels.shape, jnp.float32)
-    return is_right(logits, labels, config).astype(jnp.float32)
+def _gate(logits, labels, present, config):
+    """Where suppression applies; ``present`` is ``_present``'s."""
+    gate = jnp.ones(labels.shape, jnp.float32)
+    if config.gate == "correct":
+        gate = is_right(logits, labels, config).astype(jnp.float32)
+    if present.ndim == 1:
+        return gate
+    return gate * jnp.any(present == 0, axis=1).astype(jnp.float32)
 
 
 def _descend(features, gradient, num_examples, config):

@@ -64,6 +64,7 @@ from ibsgl_jax.predictions import (
     accuracy,
     calibration_bins,
     calibration_error,
+    label_accuracy,
     nll,
     probability,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "iou_curve",
     "is_finite",
     "keep_top",
+    "label_accuracy",
     "largest_component",
     "largest_part",
     "map_area",

@@ -40,17 +40,37 @@ def probability(
       link: "softmax", or "sigmoid" for a head with several labels or a single logit.
         AD and AI (``metrics.drop``, ``increase``) want the head's own.
     """
+    chex.assert_rank(classes, 1)
     return jnp.exp(-nll(logits, classes, link=link))
 
 
 def nll(logits: chex.Array, labels: chex.Array, *, link: str = "softmax") -> chex.Array:
-    """The negative log-likelihood of the labels [N] under logits [N, C]: [N], nats.
+    """The negative log-likelihood of the labels under logits [N, C]: [N], nats.
 
-    With ``link="sigmoid"`` that of the one label being there: binary cross-entropy.
+    Args:
+      logits: [N, C].
+      labels: int [N]; with ``link="sigmoid"`` the likelihood of that one label being
+        there. Or, of a multi-label head, all of an image's, [N, C] in [0, 1]: the mean
+        over the classes of the binary cross-entropies. A logit's gradient is then
+        (p - y) / C where a softmax has p - y, and all logits at zero cost log 2, not
+        log C.
+
+    Raises:
+      ValueError: unknown link; labels [N, C] under a softmax.
     """
     check_link(link)
-    chex.assert_rank([logits, labels], [2, 1])
+    chex.assert_rank([logits, labels], [2, {1, 2}])
     logits = logits.astype(jnp.float32)
+    if labels.ndim == 2:
+        if link == "softmax":
+            raise ValueError(
+                "labels [N, C], of a multi-label head, under a softmax, which knows "
+                "one of each image: set link='sigmoid', or give int [N]"
+            )
+        chex.assert_equal_shape([logits, labels])
+        there = labels.astype(jnp.float32)
+        log_yes, log_no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        return -jnp.mean(there * log_yes + (1.0 - there) * log_no, axis=1)
     if link == "softmax":
         log_probs = jax.nn.log_softmax(logits)
     else:
@@ -61,11 +81,28 @@ def nll(logits: chex.Array, labels: chex.Array, *, link: str = "softmax") -> che
 def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     """1 where the highest logit [N, C] is the label's [N], else 0: float32 [N].
 
-    Of equal logits the first counts; a row with a NaN is wrong.
+    Of equal logits the first counts; a row with a NaN is wrong. Labels [N, C] in {0, 1}
+    of a multi-label head: 1 where the logits above 0 are those of the labels, all of
+    them and no other (exact match).
     """
-    chex.assert_rank([logits, labels], [2, 1])
-    right = (jnp.argmax(logits, axis=1) == labels) & ~jnp.isnan(logits).any(axis=1)
-    return right.astype(jnp.float32)
+    chex.assert_rank([logits, labels], [2, {1, 2}])
+    if labels.ndim == 2:
+        chex.assert_equal_shape([logits, labels])
+        right = jnp.all((logits > 0) == (labels > 0), axis=1)
+    else:
+        right = jnp.argmax(logits, axis=1) == labels
+    return (right & ~jnp.isnan(logits).any(axis=1)).astype(jnp.float32)
+
+
+def label_accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
+    """The share of the classes that a multi-label head answers rightly: float32 [N].
+
+    Args:
+      logits: [N, C]; above 0 says that the label is there.
+      labels: [N, C] in {0, 1}.
+    """
+    chex.assert_equal_shape([logits, labels])
+    return jnp.mean(((logits > 0) == (labels > 0)).astype(jnp.float32), axis=1)
 
 
 def calibration_bins(

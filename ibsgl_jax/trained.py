@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ibsgl_jax import models
+from ibsgl_jax import models, predictions
 from ibsgl_jax.feature_stats import FeatureStats
 from ibsgl_jax.images import FITS
 from ibsgl_jax.pretrained import Preprocessing
@@ -36,6 +36,7 @@ class TrainedModel(NamedTuple):
       class_names: C names.
       stats: statistics of its features while it was trained, or None.
       name: for people.
+      link: of its logits, "softmax" or "sigmoid" (``metrics.probability``).
     """
 
     model: Any
@@ -44,6 +45,7 @@ class TrainedModel(NamedTuple):
     class_names: tuple[str, ...]
     stats: FeatureStats | None
     name: str
+    link: str = "softmax"
 
 
 def save(
@@ -56,6 +58,7 @@ def save(
     preprocessing: Preprocessing,
     class_names=None,
     stats: FeatureStats | None = None,
+    link: str = "softmax",
 ):
     """Write a model that ``models.create`` makes, with its variables, to a file.
 
@@ -66,11 +69,13 @@ def save(
       preprocessing: of the images that it was trained on.
       class_names: C names, which explanations show; "class 0", ... if None.
       stats: feature statistics; left out if they have seen nothing.
+      link: "sigmoid" for a head with several labels per image.
 
     Raises:
-      ValueError: the number of names is not that of the classes.
+      ValueError: the number of names is not that of the classes, or an unknown link.
     """
     path = Path(path)
+    predictions.check_link(link)
     if class_names is None:
         class_names = [f"class {i}" for i in range(num_classes)]
     if len(class_names) != num_classes:
@@ -85,6 +90,7 @@ def save(
         "num_classes": num_classes,
         "preprocessing": preprocessing._asdict(),
         "class_names": [str(name) for name in class_names],
+        "link": link,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp.npz")
@@ -181,6 +187,8 @@ def _build(path: Path, about: dict, arrays: dict) -> TrainedModel:
         raise ValueError(f"num_classes {num_classes!r}")
     _check_options(about["options"], len(arrays))
     model = models.create(about["model"], num_classes=num_classes, **about["options"])
+    link = about.get("link", "softmax")  # files of earlier versions have none
+    predictions.check_link(link)
     names = about.get("class_names") or [f"class {i}" for i in range(num_classes)]
     if not isinstance(names, list) or len(names) != num_classes:
         raise ValueError(f"class_names are not {num_classes} names")
@@ -211,6 +219,7 @@ def _build(path: Path, about: dict, arrays: dict) -> TrainedModel:
         class_names=tuple(map(str, names)),
         stats=stats,
         name=f"{about['model']} ({path.stem})",
+        link=link,
     )
 
 

@@ -44,6 +44,7 @@ class TestRoundTrip:
         jax.tree.map(np.testing.assert_array_equal, loaded.stats, stats)
         assert loaded.preprocessing == PREPROCESSING
         assert loaded.class_names == ("class 0", "class 1", "class 2")
+        assert loaded.link == "softmax"
         assert loaded.model == models.create("small_resnet", num_classes=3)
 
     def test_empty_statistics_are_left_out(self, saved, tmp_path):
@@ -155,6 +156,7 @@ class TestBadFiles:
             ("preprocessing", {"size": 0}, "not a whole model file"),
             ("class_names", ["a"], "not 3 names"),
             ("class_names", 3, "not 3 names"),
+            ("link", "probit", "link='probit': choose one of"),
         ],
     )
     def test_a_bad_field_is_one_line(self, saved, tmp_path, field, value, line):

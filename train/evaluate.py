@@ -30,7 +30,7 @@ from train.errors import ConfigError, disk_errors
 from train.files import write_json, write_text
 from train.measure import controls, plan, splits, statistics
 from train.measure.catalogue import MEASURES
-from train.measure.classes import class_rows, majority
+from train.measure.classes import by_chance, class_rows, weak_note
 from train.measure.methods import SANITY_LIMIT, evaluate_methods, random_network
 from train.measure.parts import Parts, checksum, write_arrays
 from train.measure.phases import Network, part_values
@@ -151,7 +151,8 @@ def evaluate_run(
         "methods": methods,
         "sanity": sanity,
         "sanity_limit": SANITY_LIMIT,
-        "majority": majority(per_example[f"{before}/label"], names),
+        **by_chance(per_example, before, names),
+        "unlabelled": _unlabelled(per_example, before),
         "measures": {key: m._asdict() for key, m in MEASURES.items()},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "seconds": time.perf_counter() - start,
@@ -245,7 +246,12 @@ def notes_of(results, runs, num_split: int) -> list[str]:
             f"the temperature is fitted on split {split} itself: its scaled measures "
             "are a little too good here"
         )
-    notes += _weak_note(results)
+    notes += weak_note(results)
+    if results["unlabelled"]:
+        notes.append(
+            f"{results['unlabelled']} of {results['num_images']} images have no label: "
+            "what is measured of a map is of the others"
+        )
     notes += [
         f"{phase} has no control: no plain phase with the same init, data and number "
         "of epochs"
@@ -260,9 +266,10 @@ def notes_of(results, runs, num_split: int) -> list[str]:
     if results["num_classes"] == 1:
         notes.append("there is one class: no runner-up, so its map is left out")
     for name, row in results["phases"].items():
-        if row["area"]["undefined"]:
+        undefined = row["area"]["undefined"] - results["unlabelled"]
+        if undefined:
             notes.append(
-                f"{row['area']['undefined']} of {results['num_images']} maps L^c of "
+                f"{undefined} of {results['num_images']} maps L^c of "
                 f"{name} are not finite and are left out"
             )
     for row in results["methods"]:
@@ -274,21 +281,10 @@ def notes_of(results, runs, num_split: int) -> list[str]:
     return notes
 
 
-def _weak_note(results):
-    """A line on the phases that are no better than one answer for all; none if none."""
-    share = results["majority"]["share"]
-    weak = [
-        f"{phase} ({row['accuracy']['mean']:.1%})"
-        for phase, row in results["phases"].items()
-        if results["num_classes"] > 1 and row["accuracy"]["mean"] <= share
-    ]
-    if not weak:
-        return []
-    return [
-        f"right on no more images than naming {results['majority']['name']!r} for each "
-        f"would be ({share:.1%}): {', '.join(weak)}. A classifier so weak has no "
-        "reasons, and its maps mean nothing"
-    ]
+def _unlabelled(per_example, phase) -> int:
+    """Images of which no label is there to be explained."""
+    positives = per_example.get(f"{phase}/positives")
+    return 0 if positives is None else int((~(positives > 0).any(axis=1)).sum())
 
 
 def write_evaluation(results, per_example, workdir: Path):
@@ -417,6 +413,7 @@ def comparable(others, run):
     taken = {run.name}
     for other in others:
         for field, theirs, ours in (
+            ("link=N", *(r.config.get("link", "softmax") for r in (other, run))),
             ("images of N pixels", other.config.image_size, run.config.image_size),
             ("N classes", other.data.num_classes, run.data.num_classes),
         ):

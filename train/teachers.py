@@ -45,6 +45,7 @@ from train.measure import splits, statistics
 from train.measure.batch import make_prob_fn, target_mask
 from train.measure.catalogue import NUM_STEPS
 from train.measure.seeds import mean_and_margin
+from train.method import answers
 from train.method.step import normalize_images
 from train.run import saved_run
 from train.show.markdown import markdown
@@ -127,14 +128,21 @@ def measure_teacher(
         if teacher is None:
             return attribution.hirescam(head_fn, features, classes)
         return bottleneck.attribute(
-            keys, head_fn, features, classes, moments, config=teacher.config()
+            keys,
+            head_fn,
+            features,
+            classes,
+            moments,
+            config=teacher.config(),
+            loss=answers.link_of(batch),
         ).saliency
 
     small = maps_fn(labels)
     maps, values = saliency.upsample(small, size), {}
     if rivals:
-        others = saliency.runner_up(head_fn(features), labels)
-        values["class_correlation"] = _correlation(small, maps_fn(others))
+        others = answers.runner_up(head_fn(features), batch)
+        correlation = _correlation(small, maps_fn(others))
+        values |= answers.rivalled({"class_correlation": correlation}, batch)
     target = target_mask(batch)
     if target is not None:
         for name, (score, count) in (
@@ -142,8 +150,8 @@ def measure_teacher(
             ("pointing", metrics.pointing_hit(maps, target)),
         ):
             values[name] = jnp.where(count > 0, score, jnp.nan)
-        return values
-    prob_fn = make_prob_fn(model, variables, labels)
+        return answers.shown(values, batch)
+    prob_fn = make_prob_fn(model, variables, batch)
     matched = metrics.explanation_map(images, metrics.match_area(maps, matched_area))
     values["matched_drop"] = metrics.drop(prob_fn(images), prob_fn(matched))
     values["deletion_mean"] = perturbation.deletion_insertion(
@@ -153,7 +161,7 @@ def measure_teacher(
         perturbation.mean_baseline(images),
         num_steps=NUM_STEPS,
     ).deletion_auc
-    return values
+    return answers.shown(values, batch)
 
 
 def functions(model, variables, teacher, image_shape):

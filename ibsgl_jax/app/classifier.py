@@ -34,6 +34,8 @@ class Classifier(NamedTuple):
       preprocessing: as ``pretrained.preprocessing`` returns.
       weights_path: the file the weights came from, or None.
       stats: of its last convolutional features while it was trained, or None.
+      link: of its logits, of one of ``predictions.LINKS``; a single logit is made two,
+        of a softmax.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Classifier(NamedTuple):
     preprocessing: Any
     weights_path: Path | None
     stats: feature_stats.FeatureStats | None = None
+    link: str = "softmax"
 
 
 def load(
@@ -102,6 +105,7 @@ def _load_checkpoint(run: str) -> Classifier:
         preprocessing=found.preprocessing,
         weights_path=path,
         stats=found.stats,
+        link=found.link if len(found.class_names) > 1 else "softmax",
     )
 
 
@@ -190,11 +194,14 @@ def make_tapped_fn(classifier: Classifier) -> Callable:
     return Partial(two, tapped_fn)
 
 
-def method_options(method: str, head_fn: Callable) -> dict:
+def method_options(method: str, head_fn: Callable, link: str) -> dict:
     """Options of a method; at the last layer IBA's ten steps are too few for a map."""
-    if method == "ib" and isinstance(head_fn, models.PooledLinear):
-        return {"config": BottleneckConfig(num_steps=20)}
-    return {}
+    if method != "ib":
+        return {}
+    options: dict = {"loss": link}
+    if isinstance(head_fn, models.PooledLinear):
+        options["config"] = BottleneckConfig(num_steps=20)
+    return options
 
 
 def parse_methods(text: str) -> list[str]:

@@ -90,6 +90,7 @@ def explain(
     about = {
         "model": classifier.name,
         "weights": str(checkpoint or classifier.weights_path or "packaged"),
+        "link": classifier.link,
         "layer": layer or "last convolutional features",
         "methods": list(methods),
         "fit": fit,
@@ -317,7 +318,7 @@ def make_explain_fn(
                 key=key,
                 moments=moments,
                 tapped_fn=tapped_fn,
-                **classifiers.method_options(method, head_fn),
+                **classifiers.method_options(method, head_fn, classifier.link),
             )
             maps[method] = attribution_fn(pixels, classes)
         return logits, classes, maps
@@ -331,7 +332,8 @@ def make_explain_fn(
 
 
 def _describe(source, photo, logits, target, classifier: Classifier) -> dict:
-    probabilities = np.asarray(jax.nn.softmax(logits))
+    to_probabilities = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+    probabilities = np.asarray(to_probabilities[classifier.link](logits))
 
     def one_class(index):
         return {

@@ -68,7 +68,7 @@ def export_function(
         key=jax.random.key(seed),
         moments=moments,
         tapped_fn=tapped_fn,
-        **classifiers.method_options(method, head_fn),
+        **classifiers.method_options(method, head_fn, classifier.link),
     )
     preprocessing = classifier.preprocessing
     size = preprocessing.size
@@ -92,6 +92,7 @@ def export_function(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "class_names": list(classifier.class_names),
+        "link": classifier.link,
         "run": recipe.format(path=out.name, size=size).splitlines(),
     }
     _write(out, blob, description)

@@ -4,7 +4,9 @@
     for batch in iterate(batches, start_step=step): ...
 
 A batch is a dict of `image` uint8 [B, H, W, 3], `label` int32 [B] and, where the data
-set has them, `bbox` float32 [B, 4] and `mask` uint8 [B, H, W] (see `sources`).
+set has them, `bbox` float32 [B, 4] and `mask` uint8 [B, H, W] (see `sources`). Of
+several labels per image `positives` uint8 [B, C] are all, and `label` is one of them:
+drawn in training, the first in evaluation, 0 where there is none.
 Evaluation batches add `example_mask` float32 [B]. Training batch i is a function of
 (seed, i), so a run resumes by its step alone. Normalisation belongs on the device.
 """

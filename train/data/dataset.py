@@ -53,7 +53,7 @@ def load_data(config, workdir=None, *, examples=None, look_only=False) -> Data |
     """
     name = config.get("data", "")
     options = {"image_size": config.image_size, "fit": config.get("fit", "crop")}
-    options["look_only"] = look_only
+    options |= {"link": config.get("link", "softmax"), "look_only": look_only}
     if examples is not None:
         return _of_pictures(config, given.open_examples, examples, **options)
     if name == GIVEN:
@@ -92,6 +92,11 @@ def _of_pictures(config, open_fn, data, **options) -> Data | None:
 
 
 def _of_tfds(config, look_only=False) -> Data | None:
+    if config.get("link", "softmax") != "softmax":
+        raise ConfigError(
+            f"link={config.link!r}, and {config.dataset} has one label per image: set "
+            "--config.link=softmax, or give pictures with several, --config.data=FOLDER"
+        )
     if Path(config.dataset).is_dir():
         raise ConfigError(
             f"dataset={config.dataset} is a folder: give it as "
@@ -165,6 +170,8 @@ def class_weights(config, data) -> tuple[float, ...] | None:
 
 def tell_classes(config, data) -> str:
     """How unequal the classes of pictures are, or how weighted; "" for neither."""
+    if config.get("link", "softmax") != "softmax":
+        return ""  # and the loss knows no weights
     names, weights = data.class_names, class_weights(config, data)
     if weights:
         pairs = zip(names, weights, strict=True)

@@ -2,7 +2,7 @@
 
     data = open_folder("photos", image_size=224)
     print(data.understood, data.table, *data.warnings, sep="\\n")
-    data.train[0]       # dict: image uint8 [H, W, 3], label int32 (, bbox, mask)
+    data.train[0]       # dict: image uint8 [H, W, 3], label int32 (, bbox, mask, ...)
 
 The layouts are in `layouts`, the columns of labels.csv in `labels_csv`, the rule of the
 splits in `splitting`, how pictures are read in `decoded`. The folder itself is only
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ibsgl_jax.images import ImageError
-from train.data import decoded, layouts, splitting
+from train.data import decoded, layouts, several, splitting
 from train.data.faults import fault_message, listed, shown
 from train.data.grouping import group_keys
 from train.errors import DatasetError, FaultsError
@@ -40,7 +40,8 @@ class Pictures(NamedTuple):
     Attributes:
       train, validation, test: sequences of dicts of image uint8 [H, W, 3], label int32
         and, where any example has them, bbox float32 [4] (ymin, xmin, ymax, xmax in
-        shares; all zero for an example without) and mask uint8 [H, W] of 0 and 1.
+        shares; all zero for an example without) and mask uint8 [H, W] of 0 and 1. With
+        several labels also positives uint8 [C], and label is their first.
       num_classes: number of classes.
       class_names: tuple of str; label i is class_names[i].
       understood: one line: layout, number of pictures, who made the splits.
@@ -75,6 +76,7 @@ def open_folder(
     *,
     image_size: int,
     fit: str = "crop",
+    link: str = "softmax",
     shares=None,
     seed: int = 0,
     look_alikes: str = "together",
@@ -93,6 +95,7 @@ def open_folder(
       fit: "crop": the aspect is kept and the shorter side becomes image_size / 0.875,
         for the transforms `resize_center` and `imagenet`, which see the middle or a
         part; "squash": the whole picture becomes image_size x image_size.
+      link: "softmax", one label per picture; "sigmoid", several or none (`several`).
       shares: dict split -> share, for splits that the folder does not give.
       seed: of the splits that are made.
       look_alikes: "together": near-identical pictures stay in one split; "ignore".
@@ -111,7 +114,7 @@ def open_folder(
     side = image_size if fit == "squash" else round(image_size / CENTRE)
     cache_dir = cache_dir or decoded.default_folder()
     reader = decoded.Reader(side=side, fit=fit, folder=cache_dir)
-    layout = layouts.recognise(folder)
+    layout = layouts.recognise(folder, link)
     try_all = functools.partial(
         _try_all, reader=reader, threads=num_threads or min(os.cpu_count() or 1, 8)
     )
@@ -131,10 +134,12 @@ def open_folder(
     pictures, facts, damaged = try_all(_prepare, pictures, progress=progress)
     few = few or _count_faults(pictures)
     splits, made, more, warnings = _divide(pictures, facts, shares, seed, look_alikes)
+    more += several.faults([p.label for p in pictures], splits, link)
     # A division without pictures that are to come tells nothing.
     faults += few or ([] if layout.faults else more)
     lines, notes = unreadable(bad | damaged, tell=bool(faults))
-    _raise(folder, faults + lines)
+    odd = several.doubts([p.label for p in pictures], link)
+    _raise(folder, faults + lines + (odd if faults else []))
     return _assemble(
         pictures,
         facts,
@@ -143,6 +148,7 @@ def open_folder(
         f"{layout.understood}; {made}",
         [
             *layout.warnings,
+            *odd,
             *notes,
             *doubts(facts),
             *_cache_warnings(reader),
@@ -155,7 +161,7 @@ def _divide(pictures, facts, shares, seed, look_alikes):
     """Splits, who made them, faults, warnings: of pictures that were read."""
     keys, warnings = group_keys(
         [p.name for p in pictures],
-        [p.label for p in pictures],
+        [several.written(p.label) for p in pictures],
         [p.group for p in pictures],
         facts,
         splits=[p.split for p in pictures],
@@ -173,7 +179,7 @@ def _divide(pictures, facts, shares, seed, look_alikes):
 
 def _assemble(pictures, facts, splits, reader, understood, warnings):
     labels = [p.label for p in pictures]
-    names = sort_classes(set(labels))
+    names = sort_classes({name for label in labels for name in several.names(label)})
     examples = {
         split: [
             (p, f)
@@ -185,7 +191,7 @@ def _assemble(pictures, facts, splits, reader, understood, warnings):
     has = {name: any(getattr(p, name) for p in pictures) for name in ("box", "mask")}
     sources = [PictureSource(examples[s], names, reader, **has) for s in SPLITS]
     rows = (
-        (p.name, p.label, p.group or "", s)
+        (p.name, several.written(p.label), p.group or "", s)
         for p, s in zip(pictures, splits, strict=True)
     )
     return Pictures(
@@ -210,9 +216,9 @@ class PictureSource:
     """
 
     def __init__(self, examples, class_names, reader, *, box=False, mask=False):
-        index = {name: np.int32(i) for i, name in enumerate(class_names)}
+        index = {name: i for i, name in enumerate(class_names)}
         self._examples = examples
-        self._labels = [index[picture.label] for picture, _ in examples]
+        self._labels = [several.encode(p.label, index) for p, _ in examples]
         self._places = [reader.place(p.path, p.mask) for p, _ in examples]
         self._reader, self._box, self._mask = reader, box, mask
 
@@ -233,7 +239,7 @@ class PictureSource:
             ) from None
         example = {
             "image": np.ascontiguousarray(pixels[..., :3]),
-            "label": self._labels[index],
+            **self._labels[index],
         }
         if self._box:
             example["bbox"] = np.zeros(4, np.float32)
@@ -355,10 +361,9 @@ def _count_faults(pictures):
     least = 1 if given == set(SPLITS) else 3 if not given else 4 - len(given)
     counts = {}
     for picture in pictures:
-        if picture.split in (None, "train"):
-            counts[picture.label] = counts.get(picture.label, 0) + 1
-        else:
-            counts.setdefault(picture.label, 0)
+        for name in several.names(picture.label):
+            here = picture.split in (None, "train")
+            counts[name] = counts.get(name, 0) + here
     few = [f"{shown(c)} ({n})" for c, n in sorted(counts.items()) if n < least]
     if not few:
         return []

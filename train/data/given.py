@@ -4,9 +4,10 @@
     data = open_examples(datasets.load_dataset("imagefolder", ...), image_size=224)
 
 An example is a dict of `image` (a `PIL.Image`, a path, or an array [H, W], [H, W, 1],
-[H, W, 3]: uint8, uint16, bool, or float in [0, 1]), `label` (int or str) and, perhaps,
-`bbox` (ymin, xmin, ymax, xmax in [0, 1]), `mask` ([H, W], not zero on the object) and
-`group` (str; stays in one split). Nothing of `datasets` is imported: what has
+[H, W, 3]: uint8, uint16, bool, or float in [0, 1]), `label` (int or str; with
+`link="sigmoid"` a list of them, empty or not) and, perhaps, `bbox` (ymin, xmin, ymax,
+xmax in [0, 1]), `mask` ([H, W], not zero on the object) and `group` (str; stays in one
+split). Nothing of `datasets` is imported: what has
 `features` is taken for one of its objects.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from ibsgl_jax import images
 from ibsgl_jax.images import ImageError
-from train.data import decoded, folders, similar, splitting
+from train.data import decoded, folders, several, similar, splitting
 from train.data.faults import fault_message, listed, shown
 from train.data.grouping import group_keys
 from train.data.labels_csv import SPLIT_NAMES
@@ -47,6 +48,7 @@ def open_examples(
     *,
     image_size: int,
     fit: str = "crop",
+    link: str = "softmax",
     class_names=None,
     shares=None,
     seed: int = 0,
@@ -64,7 +66,7 @@ def open_examples(
       cache_bytes: reduced examples are kept in memory up to this size.
       look_only: find what is wrong; None for more examples than
         `folders.MOST_LOOKED_AT`, which are not read for that.
-      image_size, fit, shares, seed, look_alikes: as in `folders.open_folder`.
+      image_size, fit, link, shares, seed, look_alikes: as in `folders.open_folder`.
 
     Raises:
       DatasetError: all faults, one line each.
@@ -80,10 +82,10 @@ def open_examples(
     read = [
         found
         for part in parts
-        for found in _read_all(part, faults, side, fit, cache_bytes)
+        for found in _read_all(part, faults, side, fit, link, cache_bytes)
     ]
     names = class_names or next((p.names for p in parts if p.names), None)
-    labels, names = _classes([found.label for found in read], names, faults)
+    labels, names = _named([found.label for found in read], names, faults)
     if not any(len(part.examples) for part in parts) and not faults.lines:
         faults.lines.append("no examples")
     elif len(names) == 1:
@@ -92,7 +94,7 @@ def open_examples(
     given = [found.split for found in read]
     keys, warnings = group_keys(
         [found.name for found in read],
-        labels,
+        list(map(several.written, labels)),
         [found.group for found in read],
         [found.facts for found in read],
         splits=given,
@@ -101,7 +103,9 @@ def open_examples(
     splits, made, more = splitting.complete_splits(
         labels, keys, given, shares=shares, seed=seed
     )
-    faults.lines += more
+    faults.lines += more + several.faults(labels, splits, link)
+    odd = several.doubts(labels, link)
+    faults.lines += odd if faults.lines else []
     faults.stop()
     sources = _sources(read, labels, splits, names, side=side, fit=fit)
     rows = zip(read, labels, splits, strict=True)
@@ -111,19 +115,25 @@ def open_examples(
         class_names=names,
         understood=f"{len(read)} given examples in {len(names)} classes; {made}",
         table=splitting.counts_table(labels, splits),
-        warnings=(*folders.doubts([f.facts for f in read]), *warnings),
-        rows=tuple((f.name, label, f.group or "", s) for f, label, s in rows),
+        warnings=(*odd, *folders.doubts([f.facts for f in read]), *warnings),
+        rows=tuple(
+            (f.name, several.written(label), f.group or "", s) for f, label, s in rows
+        ),
     )
 
 
 def _sources(read, labels, splits, names, **options):
     """A `GivenSource` for each split."""
-    index = {name: np.int32(i) for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(names)}
     has = {name: any(getattr(f, name) for f in read) for name in ("box", "mask")}
     return [
         GivenSource(
             [f for f, s in zip(read, splits, strict=True) if s == split],
-            [index[c] for c, s in zip(labels, splits, strict=True) if s == split],
+            [
+                several.encode(label, index)
+                for label, s in zip(labels, splits, strict=True)
+                if s == split
+            ],
             **options,
             **has,
         )
@@ -151,7 +161,7 @@ class GivenSource:
 
     Args:
       found: list of what was read.
-      labels: list of int32.
+      labels: list of `several.encode`'s.
       side, fit: as in `decoded.reduce`.
       box, mask: whether examples have these; one without gets zeros.
     """
@@ -174,7 +184,7 @@ class GivenSource:
                 kept = _reduced(example, found.part, self._side, self._fit)[0]
             except ImageError as error:
                 raise DatasetError(f"{found.name}: {error}") from None
-        out = {**kept, "label": self._labels[index]}
+        out = {**kept, **self._labels[index]}
         if self._box:
             out.setdefault("bbox", np.zeros(4, np.float32))
         if self._mask:
@@ -228,16 +238,21 @@ def _part(split, examples, faults):
     features = getattr(examples, "features", None)
     if not isinstance(features, Mapping):
         return _Part(split, examples)
-    classes = [n for n, f in features.items() if getattr(f, "names", None)]
+    classes = [name for name, feature in features.items() if _class_names(feature)]
     pictures = [n for n, f in features.items() if type(f).__name__ == "Image"]
     label = "label" if "label" in features else next(iter(classes), "label")
     pictures = [name for name in pictures if name != "mask"]
     image = "image" if "image" in features else next(iter(pictures), "image")
-    names = getattr(features.get(label), "names", None)
+    names = _class_names(features.get(label))
     return _Part(split, examples, image, label, tuple(names) if names else None)
 
 
-def _read_all(part, faults, side, fit, cache_bytes):
+def _class_names(feature):
+    """Of a ClassLabel, or of a list of them."""
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def _read_all(part, faults, side, fit, link, cache_bytes):
     used = 0
     for place in range(len(part.examples)):
         name = f"{part.split or 'example'}[{place}]"
@@ -246,9 +261,7 @@ def _read_all(part, faults, side, fit, cache_bytes):
         if missing:
             faults.add(f"without {' and '.join(map(repr, missing))}", name)
             continue
-        label = _label(example[part.label])
-        if label is None:
-            faults.add("with a label that is neither a whole number nor text", name)
+        label = _label(example[part.label], link, faults, name)
         try:
             kept, facts = _reduced(example, part, side, fit)
         except ImageError as error:
@@ -270,7 +283,20 @@ def _read_all(part, faults, side, fit, cache_bytes):
         )
 
 
-def _label(value):
+def _label(value, link, faults, name):
+    """An int or str, of several a tuple of them; None, and a fault, for neither."""
+    is_list = isinstance(value, list | tuple) or np.ndim(value) == 1
+    if is_list and link == "softmax":
+        faults.add(f"with a list of labels, which is for {several.LINK}", name)
+        return None
+    labels = [_one_label(v) for v in (value if is_list else [value])]
+    if None in labels:
+        faults.add("with a label that is neither a whole number nor text", name)
+        return None
+    return labels[0] if link == "softmax" else tuple(dict.fromkeys(labels))
+
+
+def _one_label(value):
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -278,6 +304,16 @@ def _label(value):
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value) if value >= 0 else None
     return None
+
+
+def _named(labels, names, faults):
+    """As `_classes`, of labels that may be tuples."""
+    labels = [label for label in labels if label is not None]
+    if not any(isinstance(label, tuple) for label in labels):
+        return _classes(labels, names, faults)
+    found, names = _classes([x for label in labels for x in label], names, faults)
+    found = iter(map(str, found))
+    return [tuple(next(found) for _ in label) for label in labels], names
 
 
 def _classes(labels, names, faults):

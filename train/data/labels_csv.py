@@ -4,6 +4,7 @@
     images/1.jpg,good,part7,train,.1,.2,.5,.6,masks/1.png
 
 Only `file` and `label` are required. Files are relative to the folder of labels.csv.
+With `link="sigmoid"` a label is several, as `good;new`, or none, an empty cell.
 Pictures of one group stay in one split. A box is in shares of the picture's sides or,
 where most boxes of the file have a value above 1, in pixels. Cells are separated by
 commas, semicolons or tabs.
@@ -14,6 +15,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from train.data import several
 from train.data.faults import listed, shown
 
 BOX = ("ymin", "xmin", "ymax", "xmax")
@@ -36,7 +38,7 @@ class Picture(NamedTuple):
     Attributes:
       path: the file.
       name: its path relative to the folder, as people see it.
-      label: name of its class.
+      label: name of its class; with several labels per picture a tuple of names.
       group: pictures of one group stay in one split; None: on its own.
       split: "train", "validation", "test", or None if not given.
       box: (ymin, xmin, ymax, xmax) in shares of the upright picture, or in pixels if
@@ -47,7 +49,7 @@ class Picture(NamedTuple):
 
     path: Path
     name: str
-    label: str
+    label: str | tuple[str, ...]
     group: str | None = None
     split: str | None = None
     box: tuple[float, float, float, float] | None = None
@@ -55,7 +57,7 @@ class Picture(NamedTuple):
     in_pixels: bool = False
 
 
-def read(folder: Path) -> tuple[list[Picture], list[str]]:
+def read(folder: Path, link: str = "softmax") -> tuple[list[Picture], list[str]]:
     """The pictures of FOLDER/labels.csv, and its faults, one line each."""
     path = folder / "labels.csv"
     try:
@@ -84,7 +86,8 @@ def read(folder: Path) -> tuple[list[Picture], list[str]]:
         if len(cells) != len(columns):
             faults.add("cells", f"line {line} has {len(cells)}")
             continue
-        picture = _row(folder, line, dict(zip(columns, cells, strict=True)), faults)
+        row = dict(zip(columns, cells, strict=True))
+        picture = _row(folder, line, row, link, faults)
         if picture:
             pictures.append(picture)
     _find_duplicates(pictures, faults)
@@ -148,7 +151,7 @@ class _Faults:
         ]
 
 
-def _row(folder, line, row, faults):
+def _row(folder, line, row, link, faults):
     name = row["file"].replace("\\", "/") if os.sep == "/" else row["file"]
     if not (folder / name).is_file() and (folder / row["file"]).is_file():
         name = row["file"]  # a backslash that is part of the name
@@ -156,7 +159,7 @@ def _row(folder, line, row, faults):
     if not name:
         faults.add("file", f"line {line}")
         return None
-    if row["label"].lower() in ("", "nan"):
+    if link == "softmax" and row["label"].lower() in ("", "nan"):
         faults.add("label", where)
         return None
     if not (folder / name).is_file():
@@ -175,7 +178,7 @@ def _row(folder, line, row, faults):
     return Picture(
         folder / name,
         Path(name).as_posix(),
-        row["label"],
+        row["label"] if link == "softmax" else several.parse(row["label"]),
         group=row.get("group") or None,
         split=SPLIT_NAMES.get(split.lower()) if split else None,
         box=box or None,

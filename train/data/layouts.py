@@ -17,7 +17,7 @@ import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
-from train.data import labels_csv
+from train.data import labels_csv, several
 from train.data.faults import listed, shown
 from train.data.labels_csv import SPLIT_NAMES, Picture
 
@@ -43,8 +43,11 @@ class Layout(NamedTuple):
     warnings: list[str]
 
 
-def recognise(folder: Path) -> Layout:
-    """The pictures of a folder, whichever of the layouts it has."""
+def recognise(folder: Path, link: str = "softmax") -> Layout:
+    """The pictures of a folder, whichever of the layouts it has.
+
+    With ``link="sigmoid"`` those of a labels.csv have several labels: see `several`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
@@ -57,7 +60,7 @@ def recognise(folder: Path) -> Layout:
     root = _picture_root(folder, files)
     files, masks = _without_masks(folder, root, files)
     if (folder / "labels.csv").is_file():
-        return _listed_layout(folder, root, files, masks)
+        return _listed_layout(folder, root, files, masks, link)
     pictures = [f for f in files if is_picture(f)]
     if not pictures:
         return Layout([], "", [_nothing_there(folder, files)], [])
@@ -142,8 +145,8 @@ def _without_masks(folder, root, files):
     return files, {}
 
 
-def _listed_layout(folder, root, files, masks):
-    pictures, faults = labels_csv.read(folder)
+def _listed_layout(folder, root, files, masks, link):
+    pictures, faults = labels_csv.read(folder, link)
     warnings = []
     pictures = [p._replace(mask=p.mask or _mask_of(root, p, masks)) for p in pictures]
     named = {os.path.realpath(p.path) for p in pictures}
@@ -250,8 +253,10 @@ def _left_out(folder, files, loose):
 
 def _finish(pictures, layout, faults, warnings, hint=""):
     pictures = sorted(pictures, key=lambda p: p.name)
-    classes = {p.label for p in pictures}
+    classes = {name for p in pictures for name in several.names(p.label)}
     parts = [f"{len(pictures)} pictures in {len(classes)} classes"]
+    without = sum(not several.names(p.label) for p in pictures)
+    parts += [f"{without} without a label"] if without else []
     for name in ("group", "split", "box", "mask"):
         count = sum(getattr(p, name) is not None for p in pictures)
         if count and not (name == "split" and layout.startswith("SPLIT")):

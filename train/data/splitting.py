@@ -10,6 +10,9 @@ key, which is the content of the file or the name of the group. What that guaran
 - a near-identical picture that joins a group may take the group with it;
 - a class has its share of each split on average (30 of 200: 30 give or take 5), at
   least half of it where groups allow, and at least one example.
+
+A picture with several labels (`several`) counts in each of its classes, one without any
+in none.
 """
 
 import collections
@@ -19,6 +22,7 @@ import io
 import os
 from pathlib import Path
 
+from train.data import several
 from train.data.faults import shown
 
 SPLITS = ("train", "validation", "test")
@@ -30,7 +34,7 @@ def assign(labels, keys, *, shares=None, seed: int = 0) -> list[str]:
     """The split of each example, whole groups together.
 
     Args:
-      labels: sequence of class names.
+      labels: sequence of class names, or of tuples of them.
       keys: sequence of str; examples with the same key stay together.
       shares: dict split -> share of the examples; only these splits are made.
       seed: another one gives another division.
@@ -52,7 +56,10 @@ def assign(labels, keys, *, shares=None, seed: int = 0) -> list[str]:
         for key, place in places.items()
     }
     classes = {
-        key: collections.Counter(labels[i] for i in groups[key]) for key in groups
+        key: collections.Counter(
+            name for i in groups[key] for name in several.names(labels[i])
+        )
+        for key in groups
     }
     _fill_up(chosen, places, classes, shares, limits)
     return [chosen[key] for key in keys]
@@ -165,10 +172,10 @@ def _absent(labels, splits, wanted):
 
 def missing(labels, splits, wanted=SPLITS) -> dict[str, list[str]]:
     """dict class -> the wanted splits in which it has no example."""
-    there = set(zip(labels, splits, strict=True))
+    there = set(several.pairs(labels, splits))
     absent = {
         label: [split for split in wanted if (label, split) not in there]
-        for label in sorted(set(labels))
+        for label in sorted({label for label, _ in there})
     }
     return {label: lacking for label, lacking in absent.items() if lacking}
 
@@ -192,8 +199,11 @@ def write_splits(path, rows) -> None:
 
 def counts_table(labels, splits) -> str:
     """Examples per class and split as text, the largest class first, with its share."""
-    sizes = collections.Counter(labels)
-    cells = collections.Counter(zip(labels, splits, strict=True))
+    shown_labels = [several.names(label) or (several.NO_LABEL,) for label in labels]
+    cells = collections.Counter(several.pairs(shown_labels, splits))
+    sizes = collections.Counter()
+    for (label, _), number in cells.items():
+        sizes[label] += number
     rows = [("class", *SPLITS, "all", "share")]
     for label, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         numbers = (str(cells[label, split]) for split in SPLITS)

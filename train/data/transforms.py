@@ -1,4 +1,7 @@
-"""Transforms: example in, example out; boxes and masks follow the image."""
+"""Transforms: example in, example out; boxes and masks follow the image.
+
+In training an example with several labels shows another of them at every use.
+"""
 
 import functools
 
@@ -136,8 +139,16 @@ def choose(table, name, image_size):
     return functools.partial(_transform, table[name], image_size)
 
 
+def _draw_label(example, rng):
+    """One of an example's labels, with equal chances; as it is without any."""
+    there = np.flatnonzero(example["positives"])
+    return {**example, "label": np.int32(rng.choice(there))} if there.size else example
+
+
 def _transform(fn, image_size, example, rng=None):
     out = fn(example, rng, image_size)
+    if rng is not None and "positives" in out:
+        out = _draw_label(out, rng)
     shape = out["image"].shape
     if image_size is not None and shape != (image_size, image_size, 3):
         raise DatasetError(

@@ -2,6 +2,8 @@
 
 Pure steps of (variables, batch), which ``devices.compiled`` spreads. Maps are of the
 true class and at the image's resolution; ``catalogue.MEASURES`` says what each is.
+Where images have several labels that is the first one of each, and what is measured of
+a map is NaN for an image without any.
 """
 
 import jax
@@ -18,6 +20,7 @@ from train.measure.catalogue import (
     ROAD_FRACTIONS,
     TILES_PER_SIDE,
 )
+from train.method import answers
 from train.method.step import normalize_images
 
 DELETED = (0.0, 0.3, 0.6, 0.9)  # shares of the pixels in the deletion figure
@@ -34,7 +37,8 @@ def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
 
     Args:
       variables: of the model.
-      batch: image uint8 [N, H, W, 3], label [N] and what there is of bbox and mask.
+      batch: image uint8 [N, H, W, 3], label [N] and what there is of positives, bbox
+        and mask.
       model: with ``features`` and ``head``.
       image_stats: of ``step.normalize_images``.
       matched_area: the common area of the matched measures.
@@ -43,7 +47,8 @@ def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
       dict of float32 [N], NaN where undefined; ``iou_curve`` and ``box_curve`` are
       [N, NUM_THRESHOLDS].
       Beside ``MEASURES``: confidence, predicted, probability (of the label) and
-      runner_up_probability.
+      runner_up_probability; of several labels per image the logits and positives
+      [N, C] in place of the confidence.
     """
     images = normalize_images(batch["image"], **image_stats)
     labels, size = batch["label"], images.shape[1:3]
@@ -52,18 +57,22 @@ def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
     def classes_fn(logits):
         if logits.shape[-1] < 2:
             return labels[:, None]
-        return jnp.stack([labels, saliency.runner_up(logits, labels)], axis=1)
+        return jnp.stack([labels, answers.runner_up(logits, batch)], axis=1)
 
     features = model.apply(variables, images, method="features")
     logits, maps = saliency.logits_and_saliencies(head_fn, features, classes_fn)
     map_c = maps[:, 0]
     full_c = saliency.upsample(map_c, size)
-    values = {
-        "accuracy": metrics.accuracy(logits, labels),
-        "nll": metrics.nll(logits, labels),
-        "confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
+    predictions = {
+        **answers.scores(logits, batch),
         "predicted": jnp.argmax(logits, axis=-1).astype(jnp.float32),
-        "probability": metrics.probability(logits, labels),
+    }
+    if "positives" in batch:
+        predictions |= {"logits": logits, "positives": batch["positives"]}
+    else:
+        predictions["confidence"] = jnp.max(jax.nn.softmax(logits), axis=-1)
+    values = {
+        "probability": answers.probability(logits, batch),
         "mass_c": metrics.mass(map_c),
         "blank": (metrics.mass(map_c) <= 0).astype(jnp.float32),
         **measure_maps(
@@ -76,19 +85,20 @@ def measure(variables, batch, *, model, image_stats, matched_area) -> dict:
         ),
     }
     if logits.shape[-1] > 1:
-        map_p, other = maps[:, 1], saliency.runner_up(logits, labels)
-        values |= {
+        map_p, other = maps[:, 1], answers.runner_up(logits, batch)
+        rival = {
             "overlap": metrics.overlap(map_c, map_p),
             "cosine": metrics.cosine(map_c, map_p),
             "mass_p": metrics.mass(map_p),
-            "runner_up_probability": metrics.probability(logits, other),
+            "runner_up_probability": answers.probability(logits, batch, other),
         }
         target = target_mask(batch)
         if target is not None:
             full_p = saliency.upsample(map_p, size)
-            values["p_box_share"] = _known(metrics.box_share(full_p, target))
-            values["p_pointing"] = _known(metrics.pointing_hit(full_p, target))
-    return values
+            rival["p_box_share"] = _known(metrics.box_share(full_p, target))
+            rival["p_pointing"] = _known(metrics.pointing_hit(full_p, target))
+        values |= answers.rivalled(rival, batch)
+    return predictions | answers.shown(values, batch)
 
 
 def _known(score_and_count):
@@ -100,7 +110,7 @@ def _known(score_and_count):
 def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) -> dict:
     """The measures of any maps [N, H, W] that need few passes; as ``measure``."""
     images = normalize_images(batch["image"], **image_stats)
-    prob_fn = make_prob_fn(model, variables, batch["label"])
+    prob_fn = make_prob_fn(model, variables, batch)
     probs = prob_fn(images)
     values = {"area": metrics.map_area(maps)}
     explained = {
@@ -134,7 +144,7 @@ def measure_maps(variables, batch, maps, *, model, image_stats, matched_area) ->
         known = jnp.isfinite(values["iou"])[:, None]
         for name, scores in (("iou_curve", curve), ("box_curve", box_curve)):
             values[name] = jnp.where(known, scores, jnp.nan)
-    return values
+    return answers.shown(values, batch)
 
 
 def perturb(
@@ -152,7 +162,7 @@ def perturb(
       ``fractions`` are [N, NUM_STEPS + 1].
     """
     images = normalize_images(batch["image"], **image_stats)
-    prob_fn = make_prob_fn(model, variables, batch["label"])
+    prob_fn = make_prob_fn(model, variables, batch)
     maps = class_maps(variables, batch, model=model, image_stats=image_stats)
     baselines = {
         "black": black_pixel(image_stats),
@@ -173,7 +183,7 @@ def perturb(
                 curves.fractions, curves.deletion.shape
             )
     if not others:
-        return values
+        return answers.shown(values, batch)
     tiles = perturbation.degradation(
         prob_fn,
         images,
@@ -198,7 +208,7 @@ def perturb(
         for order in ("morf", "lerf")
     )
     values["road"] = jnp.mean(lerf - morf, axis=-1) / 2.0
-    return values
+    return answers.shown(values, batch)
 
 
 def sensitivity(variables, batch, *, model, image_stats) -> dict:
@@ -226,7 +236,7 @@ def sensitivity(variables, batch, *, model, image_stats) -> dict:
         ),
         jnp.asarray(sizes),
     )
-    return {"sensitivity_n": jnp.mean(curve, axis=0)}
+    return answers.shown({"sensitivity_n": jnp.mean(curve, axis=0)}, batch)
 
 
 def method_maps(variables, moments, batch, *, method, model, image_stats):
@@ -242,7 +252,9 @@ def method_maps(variables, moments, batch, *, method, model, image_stats):
     tapped_fn = None
     if method == "full_grad":
         tapped_fn = attribution.make_tapped_fn(model, variables, train=False)
-    options = {"config": BOTTLENECK} if method == "ib" else {}
+    options = {}
+    if method == "ib":
+        options = {"config": BOTTLENECK, "loss": answers.link_of(batch)}
     return attribution.attribute(
         method,
         make_features_fn(model, variables),
@@ -272,13 +284,13 @@ def class_maps(variables, batch, *, model, image_stats):
     return saliency.upsample(maps, images.shape[1:3])
 
 
-def make_prob_fn(model, variables, labels):
-    """images -> the softmax probability of their labels, [N]."""
+def make_prob_fn(model, variables, batch):
+    """images -> the probability of the batch's labels, [N]."""
     head_fn = make_head_fn(model, variables)
 
     def prob_fn(images):
         features = model.apply(variables, images, method="features")
-        return metrics.probability(head_fn(features), labels)
+        return answers.probability(head_fn(features), batch)
 
     return prob_fn
 

@@ -27,7 +27,7 @@ class Measure(NamedTuple):
 # Parts of definitions that several measures share.
 _DROP = (
     "Average Drop (Chattopadhay et al. 2018): mean of max(p - o, 0) / p, where p is "
-    "the label's softmax probability on the image and o on the "
+    "the label's probability on the image and o on the "
 )
 _INCREASE = "Average Increase: share of images with o > p, o on the "
 _PRODUCT = "normalised image times map / max(map) (hidden pixels: mean colour)"
@@ -80,8 +80,30 @@ def _maps(title, better, definition):
 
 
 MEASURES = {
-    "accuracy": _prediction("accuracy", "higher", "Top 1."),
-    "nll": _prediction("NLL", "lower", "Negative log-likelihood of the label, nats."),
+    "accuracy": _prediction(
+        "accuracy",
+        "higher",
+        "Top 1; of several labels per image exact match: the logits above 0 are those "
+        "of its labels, all of them and no other.",
+    ),
+    "label_accuracy": _prediction(
+        "accuracy per label",
+        "higher",
+        "Share of the classes whose logit is above 0 where the image has the label and "
+        "not above it elsewhere; never naming a rare one is right nearly always.",
+    ),
+    "mean_ap": _prediction(
+        "mAP",
+        "higher",
+        "Mean over the classes that occur of the average precision of their logits; by "
+        "chance it is about their frequency.",
+    ),
+    "nll": _prediction(
+        "NLL",
+        "lower",
+        "Negative log-likelihood of the label, nats; of several labels per image the "
+        "mean over the classes of the binary ones.",
+    ),
     "calibration_error": _prediction(
         "calibration error",
         "lower",

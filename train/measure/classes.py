@@ -1,6 +1,12 @@
-"""What a network says of each class: counts of (class, answer), and what is chance."""
+"""What a network says of each class: counts of (class, answer), and what is chance.
+
+Of several labels per image, whose classes are not taken for one another, that is in
+``precision``.
+"""
 
 import numpy as np
+
+from train.measure import precision
 
 
 def confusion(labels, predicted, num_classes: int) -> np.ndarray:
@@ -32,9 +38,12 @@ def class_rows(values: dict, phases, num_classes: int) -> list[dict]:
       num_classes: of the data set.
 
     Returns:
+      of several labels per image ``precision.class_rows``; else
       dicts {"class", "n", "accuracy": dict by phase, "box_share": the same where it is
       known, "taken_for": dict phase -> the most frequent wrong answer or None}.
     """
+    if f"{phases[0]}/positives" in values:
+        return precision.class_rows(values, phases)
     labels = values[f"{phases[0]}/label"].astype(int)
     matrices = {
         phase: confusion(labels, values[f"{phase}/predicted"], num_classes)
@@ -55,6 +64,48 @@ def class_rows(values: dict, phases, num_classes: int) -> list[dict]:
             row["taken_for"][phase] = int(wrong.argmax()) if wrong.any() else None
         rows.append(row)
     return rows
+
+
+def by_chance(values: dict, phase: str, names) -> dict:
+    """What one who has not looked would reach.
+
+    Args:
+      values: per-example arrays by "phase/measure".
+      phase: whose labels are read; all have the same.
+      names: of the classes.
+
+    Returns:
+      {majority} of one label per image; {majority: None, frequency} of several: what
+      ``precision.chance`` says.
+    """
+    if f"{phase}/positives" in values:
+        chance = precision.chance(values[f"{phase}/positives"])
+        return {"majority": None, "frequency": chance}
+    return {"majority": majority(values[f"{phase}/label"], names)}
+
+
+def weak_note(results) -> list[str]:
+    """A line on the phases that are no better than chance; none if there is none."""
+    key, share = "mean_ap", results.get("frequency")
+    if share is None:
+        key, share = "accuracy", results["majority"]["share"]
+    weak = [
+        f"{phase} ({row[key]['mean']:.1%})"
+        for phase, row in results["phases"].items()
+        if results["num_classes"] > 1 and row[key]["mean"] <= share
+    ]
+    if not weak:
+        return []
+    told = f"ranking the images of a class by chance would ({share:.1%} mAP)"
+    if key == "accuracy":
+        told = f"naming {results['majority']['name']!r} for each would be ({share:.1%})"
+        told = f"right on no more images than {told}"
+    else:
+        told = f"ranking the images no better than {told}"
+    return [
+        f"{told}: {', '.join(weak)}. A classifier so weak has no reasons, and its maps "
+        "mean nothing"
+    ]
 
 
 def _mean(values):

@@ -7,6 +7,7 @@ import numpy as np
 
 from ibsgl_jax import metrics
 from train.measure.catalogue import MEASURES, NUM_BINS, NUM_THRESHOLDS
+from train.measure.precision import mean_average_precision
 
 # Measures at one threshold for all images: their curves over thresholds.
 CURVES = {"iou_best": "iou_curve", "max_box_acc": "box_curve"}
@@ -38,6 +39,7 @@ def ratio(numerator, denominator) -> float:
 WHOLE = {
     "calibration_error": (calibration_error, ("confidence", "accuracy")),
     "calibration_scaled": (calibration_error, ("confidence_scaled", "accuracy")),
+    "mean_ap": (mean_average_precision, ("logits", "positives")),
     "mass_ratio": (ratio, ("mass_p", "mass_c")),
     "p_on_object": (ratio, ("mass_p_inside", "mass_c")),
 }
@@ -88,7 +90,8 @@ def _entry(values, intervals):
 
 def _split_entry(statistic, arrays, num_resamples: int) -> dict:
     """The entry of a statistic of the whole split, with its interval if resampled."""
-    known = np.all(np.isfinite(arrays), axis=0)
+    finite = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in arrays]
+    known = np.all(finite, axis=0)
     arrays = [array[known] for array in arrays]
     n = int(known.sum())
     entry = {"mean": statistic(*arrays) if n else math.nan}

@@ -10,6 +10,7 @@ import numpy as np
 
 from ibsgl_jax.models import make_head_fn
 from train.measure import splits
+from train.method import answers
 from train.method.step import normalize_images
 
 # Of the search; a network outside of it is not one that a temperature mends.
@@ -19,19 +20,22 @@ LOWEST, HIGHEST = 0.05, 20.0
 def measure_split(config, model, variables, source, *, validation) -> dict:
     """``scaled_values`` of a split, at the temperature that fits validation.
 
+    Several labels per image have it too: their NLL is the mean of the binary ones.
+
     A table of validation is so judged on what it was fitted on: one number from all of
     its images, which is a little too good.
 
     Returns:
-      dict of arrays [N]; also "label".
+      dict of arrays [N]; also "label", of one label per image.
     """
     fitted = fit(*split_logits(config, model, variables, validation))
     logits, labels = split_logits(config, model, variables, source)
-    return {"label": labels, **scaled_values(logits, labels, fitted)}
+    known = {"label": labels} if labels.ndim == 1 else {}
+    return {**known, **scaled_values(logits, labels, fitted)}
 
 
 def split_logits(config, model, variables, source) -> tuple[np.ndarray, np.ndarray]:
-    """(logits float32 [N, C], labels int [N]) of a split, in its order."""
+    """(logits float32 [N, C], labels int [N], or [N, C] of several) of a split."""
     values = splits.collect(_logits, config, model, source, variables)
     return values["logits"], values["labels"]
 
@@ -40,7 +44,7 @@ def _logits(variables, batch, *, model, image_stats):
     images = normalize_images(batch["image"], **image_stats)
     features = model.apply(variables, images, method="features")
     logits = make_head_fn(model, variables)(features)
-    return {"logits": logits, "labels": batch["label"]}
+    return {"logits": logits, "labels": answers.all_of(batch)}
 
 
 def fit(logits, labels) -> float:
@@ -60,22 +64,30 @@ def fit(logits, labels) -> float:
 
 
 def nll(logits, labels, temperature: float) -> np.ndarray:
-    """Negative log-likelihood of the labels, float64 [N], in nats."""
+    """Negative log-likelihood of the labels, float64 [N], in nats: ``metrics.nll``."""
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        scaled = np.asarray(logits, np.float64) / temperature
+        return np.mean(np.logaddexp(0.0, scaled) - labels * scaled, axis=1)
     log_probs = _log_softmax(logits, temperature)
-    return -np.take_along_axis(log_probs, np.asarray(labels)[:, None], axis=1)[:, 0]
+    return -np.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
 
 
 def scaled_values(logits, labels, temperature: float) -> dict:
     """What is left after dividing the logits by a temperature, per example.
 
     Returns:
-      dict of float64 [N]: nll_scaled, confidence_scaled, and the temperature itself.
+      dict of float64 [N]: nll_scaled, the temperature itself and, of one label per
+      image, confidence_scaled.
     """
-    return {
+    values = {
         "nll_scaled": nll(logits, labels, temperature),
-        "confidence_scaled": np.exp(_log_softmax(logits, temperature).max(axis=1)),
         "temperature": np.full(len(logits), temperature),
     }
+    if np.ndim(labels) == 1:
+        log_probs = _log_softmax(logits, temperature)
+        values["confidence_scaled"] = np.exp(log_probs.max(axis=1))
+    return values
 
 
 def _log_softmax(logits, temperature):

@@ -155,6 +155,7 @@ class Context(NamedTuple):
       phases: names of the run's phases.
       accumulate_steps: parts that a device takes its batch in.
       axis_name: of the devices, or None.
+      link: of the data, of ``predictions.LINKS``.
     """
 
     steps_per_epoch: int
@@ -162,6 +163,7 @@ class Context(NamedTuple):
     phases: tuple[str, ...]
     accumulate_steps: int
     axis_name: str | None
+    link: str = "softmax"
 
 
 def make_penalty(config, phase, steps_per_epoch, model, axis_name=AXIS):
@@ -176,6 +178,7 @@ def make_penalty(config, phase, steps_per_epoch, model, axis_name=AXIS):
         phases=tuple(config.phases),
         accumulate_steps=config.accumulate_steps,
         axis_name=axis_name,
+        link=config.get("link", "softmax"),
     )
     return METHODS[phase.method](model, phase, context)
 

@@ -7,6 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ibsgl_jax.images import FITS
+from ibsgl_jax.predictions import LINKS
 from train.data import transforms
 from train.data.faults import shown
 from train.errors import ConfigError, Faults
@@ -82,12 +83,14 @@ def find_faults(config, faults: Faults):
     for field, choices in (
         ("dtype", DTYPES),
         ("fit", FITS),
+        ("link", LINKS),
         ("augment", transforms.AUGMENTATIONS),
         ("eval_transform", transforms.EVAL_TRANSFORMS),
         ("optimizer.name", OPTIMIZERS),
     ):
         _check_choice(config, field, choices, faults)
     _check_shares(config, faults)
+    _check_link(config, faults)
     _check_model(config, faults)
     if not config.phases:
         faults.add("phases", " is empty: there is nothing to train")
@@ -117,6 +120,22 @@ def _check_shares(config, faults):
             + (f" times accumulate_steps={parts}" if parts > 1 else "")
             + "; change --config.batch_size",
         )
+
+
+def _check_link(config, faults):
+    """What knows one label per image only."""
+    if config.link != "sigmoid":
+        return
+    told = " knows one label per image; --config.link=sigmoid has several"
+    for field in ("label_smoothing", "class_weights"):
+        if config[field]:
+            faults.add(field, f"={config[field]}:{told}; leave it at 0")
+    for name in config.phases:
+        phase = config.get(name, {})
+        if phase.get("method") in ("icasc", "saliency_guided"):
+            faults.add(f"{name}.method", f"={phase.method!r}{told}; choose 'guided'")
+        if phase.get("teacher") == "mask":
+            faults.add(f"{name}.teacher", f"='mask'{told}; choose another teacher")
 
 
 def _check_model(config, faults):
@@ -205,10 +224,11 @@ def _check_guided(config, name, done, faults):
     fields = [
         f"{name}.{part}.{f}" for part in ("guidance", "bottleneck") for f in phase[part]
     ]
-    if not faults.has(*fields):
+    if not faults.has(*fields, "link"):
         known = not faults.has("model", "dtype")  # the options are checked without, too
         try:
-            guidance_config(phase, make_model(config, num_classes=2) if known else None)
+            model = make_model(config, num_classes=2) if known else None
+            guidance_config(phase, model, config.link)
         except (ValueError, TypeError) as error:
             faults.add(name, f": {shown(error)}")
     if not faults.has("model", "dtype", "image_size"):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ibsgl_jax import guidance, metrics, saliency, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_head_fn
+from train.method import answers
 from train.method.teacher import if_guided, is_guided, make_teacher
 
 # How the saliency loss reaches the backbone.
@@ -27,7 +28,7 @@ def from_phase(model, phase, context):
         def when(step):
             return (step % phase.every == 0) & (step < last)
 
-    config = guidance_config(phase, model)
+    config = guidance_config(phase, model, context.link)
     is_phase = phase.teacher in context.phases
     teacher_fn = make_teacher(
         model,
@@ -52,15 +53,21 @@ def from_phase(model, phase, context):
     )
 
 
-def guidance_config(phase, model) -> guidance.GuidanceConfig:
+def guidance_config(phase, model, link="softmax") -> guidance.GuidanceConfig:
     """The guidance options of a phase as the library takes them.
 
     Features of a model that says ``signed_features`` are not clipped.
 
     Raises:
-      ValueError: an option that cannot be, or a phase that asks to clip them.
+      ValueError: an option that cannot be, a phase that asks to clip them or that has
+        another link than its data.
     """
     options = dict(phase.guidance)
+    if options.setdefault("link", link) != link:
+        raise ValueError(
+            f"guidance.link={options['link']!r} where the data's is {link!r}: set "
+            "--config.link, and leave this out"
+        )
     if getattr(model, "signed_features", False):
         if options.setdefault("rectify_features", False):
             raise ValueError(
@@ -86,7 +93,7 @@ def make_guided_penalty(
 
     Args:
       model: with features and head methods.
-      config: GuidanceConfig.
+      config: GuidanceConfig, with the link of the batches.
       mu: function of the step: weight of the divergence.
       route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
@@ -118,10 +125,12 @@ def make_guided_penalty(
                 config=config,
                 teacher=_resized(map_fn(), tokens.map_size(head_fn, frozen)),
                 num_examples=forward.num_examples,
+                positives=forward.batch.get("positives"),
             )
 
         guided = if_guided(when, forward, guide)
         weight = jnp.broadcast_to(now, forward.labels.shape)
+        weight = answers.counted(weight, forward.batch)
         if only_right:
             weight &= guidance.is_right(guided.logits, forward.labels, config)
         target = jnp.where(now, guided.target_features, frozen.astype(jnp.float32))
@@ -130,7 +139,7 @@ def make_guided_penalty(
         )
         penalty = kl if route == "target" else _direct(model, forward, guided, config)
         penalty = mu(forward.state.step) * weight.astype(jnp.float32) * penalty
-        return penalty, stats, _diagnostics(guided, kl, now)
+        return penalty, stats, _diagnostics(guided, kl, now, forward.batch)
 
     return penalty_fn
 
@@ -148,8 +157,8 @@ def _direct(model, forward, guided, config):
     )
 
 
-def _diagnostics(guided, kl, now):
-    counted = jnp.broadcast_to(now, kl.shape)
+def _diagnostics(guided, kl, now, batch):
+    counted = answers.counted(jnp.broadcast_to(now, kl.shape), batch)
     values = {
         "kl": kl,
         "saliency_loss": guided.loss,

@@ -16,6 +16,7 @@ import optax
 from ibsgl_jax import feature_stats, metrics, saliency, tapping
 from ibsgl_jax.convolutions import fast_on_cpu
 from ibsgl_jax.models import make_head_fn
+from train.method import answers
 from train.method.state import TrainState
 
 
@@ -31,11 +32,12 @@ class Forward(NamedTuple):
     Attributes:
       keys: [N], of the examples, by their places in the global batch.
       images: [N, H, W, 3], normalised.
-      labels: [N].
+      labels: [N]; of several per image the one that this step shows.
       variables: the model's, params and batch_stats.
       features, logits: [N, h, w, K] and [N, C], in training mode.
       inner: [N, h', w', K'], of the step's ``layer``, by the same pass; or None.
-      batch: as given, with mask [N, H, W] where the data set has masks.
+      batch: as given, with mask [N, H, W] where the data set has masks, and positives
+        [N, C] where images have several labels.
       feature_stats: moving moments before this step (or part of a batch).
       state: TrainState before the step.
       teacher_variables: of another network, if the phase has one.
@@ -81,7 +83,10 @@ def train_step(
     Args:
       state: TrainState; may be donated.
       batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (in the global
-        batch; 0 .. N-1 if absent), and what the penalty reads.
+        batch; 0 .. N-1 if absent), and what the penalty reads. With positives uint8
+        [N, C], several labels per image, the task is ``metrics.nll`` of all of them:
+        the mean of the binary cross-entropies, C times smaller in each logit's
+        gradient than a softmax's, so that the penalty beside it weighs more.
       teacher_variables: of another network, for a penalty that asks for them.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
         and a dict of diagnostics, (sum, count) pairs; None for the task alone.
@@ -90,7 +95,8 @@ def train_step(
       tx: optax transformation.
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
-      class_weights: C weights of the task loss, by the label; None for ones.
+      class_weights: C weights of the task loss, by the label; None for ones. Neither
+        these nor label_smoothing are for several labels.
       learning: names in ``params`` of the head, if it learns alone; None for all.
       label_smoothing: in [0, 1).
       mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
@@ -141,7 +147,7 @@ def _loss(params, batch_stats, stats, batch, *, forward_fn, penalty_fn, shared):
     """``mean(task + penalty)``; new statistics of both kinds and the step's sums."""
     variables = {"params": params, "batch_stats": batch_stats}
     forward, task, batch_stats = forward_fn(variables, batch)
-    _, _, labels, _, _, logits, *_ = forward
+    logits = forward[5]
     total, diagnostics = task, {}
     if penalty_fn is not None:
         penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))
@@ -149,7 +155,7 @@ def _loss(params, batch_stats, stats, batch, *, forward_fn, penalty_fn, shared):
     per_example = {
         "loss": total,
         "task_loss": task,
-        "accuracy": metrics.accuracy(logits, labels),
+        "accuracy": metrics.accuracy(logits, answers.all_of(batch)),
     }
     sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
     return jnp.mean(total), (batch_stats, stats, sums)
@@ -195,10 +201,14 @@ def _forward(
         method="head",
         **dropout(model, dropout_keys),
     )
-    targets = optax.smooth_labels(
-        jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
-    )
-    task = optax.softmax_cross_entropy(logits, mix(targets))
+    if answers.link_of(batch) == "softmax":
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
+        )
+        task = optax.softmax_cross_entropy(logits, mix(targets))
+    else:
+        targets = batch["positives"].astype(jnp.float32)
+        task = metrics.nll(logits, mix(targets), link="sigmoid")
     if class_weights is not None:
         task *= jnp.asarray(class_weights, jnp.float32)[labels]
     outputs = features, logits, inner.get(layer)
@@ -288,12 +298,12 @@ def _make_mix(keys, alpha):
 
 
 def eval_step(variables, batch, *, model, image_stats, axis_name=None):
-    """Accuracy, NLL and, with boxes, the share of L^c inside them, on one batch.
+    """``answers.scores`` and, with boxes, the share of L^c inside them, on one batch.
 
     Args:
       variables: params and batch_stats of the model.
       batch: image, label, example_mask [N] (1 = real, 0 = padding), bbox [N, 4] if the
-        data set has boxes.
+        data set has boxes, positives [N, C] if images have several labels.
 
     Returns:
       Dict of (sum, count) pairs, summed over devices.
@@ -306,8 +316,8 @@ def eval_step(variables, batch, *, model, image_stats, axis_name=None):
         make_head_fn(model, variables), features, labels[:, None]
     )
     sums = {
-        "accuracy": metrics.sum_and_count(metrics.accuracy(logits, labels), real),
-        "nll": metrics.sum_and_count(metrics.nll(logits, labels), real),
+        name: metrics.sum_and_count(value, real)
+        for name, value in answers.scores(logits, batch).items()
     }
     if "bbox" in batch:
         size = batch["image"].shape[1:3]
@@ -315,5 +325,6 @@ def eval_step(variables, batch, *, model, image_stats, axis_name=None):
             saliency.upsample(maps[:, 0], size),
             metrics.boxes_to_mask(batch["bbox"], size),
         )
-        sums["box_share"] = metrics.sum_and_count(share, known * real)
+        known = answers.counted(known * real, batch)
+        sums["box_share"] = metrics.sum_and_count(share, known)
     return jax.lax.psum(sums, axis_name) if axis_name else sums

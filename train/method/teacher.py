@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import attribution, bottleneck, feature_stats, saliency
+from train.method import answers
 from train.method.state import layer_name, tap
 
 # Networks other than the one that learns: an earlier phase's, and the average's.
@@ -76,7 +77,13 @@ def make_teacher(
                     stats, active_threshold=config.active_threshold
                 )
                 teaching = bottleneck.attribute(
-                    forward.keys, rest_fn, seen, forward.labels, moments, config=config
+                    forward.keys,
+                    rest_fn,
+                    seen,
+                    forward.labels,
+                    moments,
+                    config=config,
+                    loss=answers.link_of(forward.batch),
                 ).saliency
             else:
                 teaching = CAMS[method](rest_fn, seen, forward.labels)

@@ -90,7 +90,7 @@ def check_run(
 
 def _load(config, workdir, examples, faults):
     config = config.copy_and_resolve_references()
-    for field, sound in (("image_size", 224), ("fit", "crop")):
+    for field, sound in (("image_size", 224), ("fit", "crop"), ("link", "softmax")):
         if faults.has(field):  # which is no reason to say nothing of the pictures
             config[field] = sound
     look_only = bool(faults)

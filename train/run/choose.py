@@ -91,7 +91,8 @@ def _number_and_side(config, examples):
         return max(1, round(share * number)), None
     if not config.data:
         return 1, None
-    pictures = layouts.recognise(config.data).pictures
+    link = config.get("link", "softmax")
+    pictures = layouts.recognise(config.data, link).pictures
     own = [p for p in pictures if p.split == config.train_split]
     sides = []
     for picture in pictures[:: max(1, len(pictures) // HEADERS)]:

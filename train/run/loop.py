@@ -16,7 +16,7 @@ from train import devices
 from train.data import dataset
 from train.data.batches import iterate, make_train_dataset
 from train.errors import disk_errors
-from train.measure import splits
+from train.measure import precision, splits, temperature
 from train.method.build import (
     generation_of,
     make_base_key,
@@ -35,6 +35,8 @@ from train.run.stop import Stopped, on_signals
 from train.run.workdir import claim
 
 LOGGER = logging.getLogger("train")
+# Of the validation split, in a checkpoint; mean_ap with several labels per image.
+SCORES = ("accuracy", "nll", "mean_ap")
 
 
 def train_and_evaluate(
@@ -124,6 +126,7 @@ def _save_model(config, state, data, workdir, phase):
         ),
         # Not the state's: those are the teacher's, or have seen nothing.
         stats=splits.data_set_stats(config, model, variables, data.train),
+        link=config.link,
     )
 
 
@@ -131,13 +134,13 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
     """Run one phase to its end, from its last checkpoint if there is one.
 
     Returns:
-      (TrainState, its scores on the validation split: accuracy and nll).
+      (TrainState, its scores on the validation split: accuracy, nll and, of several
+      labels per image, their mean average precision).
     """
     name, num_steps = plan.name, plan.num_steps
     state = initial_state(config, plan.phase, finished, plan.model, plan.tx)
     train_step, constants = _compiled_step(config, plan, finished)
     eval_fn = make_eval_fn(config, plan.model)
-    validation = dataset.eval_batches(config, data.validation)
 
     with contextlib.ExitStack() as opened:
         manager = opened.enter_context(
@@ -177,8 +180,8 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
             if last or step % plan.save_every == 0:
                 scores = records.write_validation(
                     step,
-                    lambda state=state, step=step: validation_scores(
-                        eval_fn, validation, state.variables, f"after step {step}"
+                    lambda state=state, step=step: _validate(
+                        config, plan, data, eval_fn, state.variables, step
                     ),
                 )
                 _save(manager, state, records, scores)
@@ -193,6 +196,16 @@ def train_phase(config, plan, finished, data, workdir, stop, *, profile=None):
                 )
         checkpoint.wait(manager)
     return state, scores
+
+
+def _validate(config, plan, data, eval_fn, variables, step) -> dict:
+    """The scores of the validation split."""
+    batches = dataset.eval_batches(config, data.validation)
+    scores = validation_scores(eval_fn, batches, variables, f"after step {step}")
+    if config.link == "sigmoid":
+        found = temperature.split_logits(config, plan.model, variables, data.validation)
+        scores["mean_ap"] = precision.mean_average_precision(*found)
+    return scores
 
 
 def _compiled_step(config, plan, finished):
@@ -237,7 +250,7 @@ def _restore(manager, state, name):
             meta["num_devices"],
         )
     # Runs of an earlier version kept the accuracy alone.
-    scores = {name: meta[name] for name in ("accuracy", "nll") if name in meta}
+    scores = {name: meta[name] for name in SCORES if name in meta}
     return state, watch.Window(meta["window"]), scores
 
 
@@ -258,9 +271,10 @@ def _open_stream(config, plan, start):
 
 
 def _save(manager, state, records, scores):
-    known = {name: scores[name] for name in ("accuracy", "nll") if name in scores}
+    known = {name: scores[name] for name in SCORES if name in scores}
     meta = {"window": records.sync(), **known, "num_devices": jax.device_count()}
-    checkpoint.save(manager, state, accuracy=scores["accuracy"], meta=meta)
+    best = scores.get("mean_ap", scores["accuracy"])
+    checkpoint.save(manager, state, accuracy=best, meta=meta)
 
 
 def _must_stop(manager, stop, step) -> bool:

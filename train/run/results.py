@@ -6,7 +6,7 @@ import jax
 
 from train.files import write_json
 from train.measure import splits, statistics
-from train.show import figures, sanity, tables
+from train.show import figures, sanity, sanity_several, tables
 
 
 def evaluate_phases(config, model, states, data, workdir) -> dict:
@@ -21,14 +21,23 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
     Returns:
       dict phase name -> dict of means (see ``batch.measure``).
     """
-    results, checks = {}, {}
-    labels = [int(data.test[i]["label"]) for i in range(len(data.test))]
+    results, checks, judge = {}, {}, sanity
+    if config.link == "sigmoid":
+        judge = sanity_several
+    else:
+        labels = [int(data.test[i]["label"]) for i in range(len(data.test))]
     for name, state in states.items():
         values = splits.measure_split(config, model, state.variables, data.test)
-        checks[name] = sanity.examine(
-            labels, values["predicted"], values["blank"], data.num_classes
-        )
+        if judge is sanity:
+            checks[name] = judge.examine(
+                labels, values["predicted"], values["blank"], data.num_classes
+            )
+        else:
+            checks[name] = judge.examine(
+                values["logits"], values["positives"], values["blank"]
+            )
         keys = [k for k, v in values.items() if v.ndim == 1 and k != "predicted"]
+        keys.append("mean_ap")  # of several labels
         summary = statistics.summarize(values, keys=keys)
         results[name] = {key: entry["mean"] for key, entry in summary.items()}
     if jax.process_index() == 0:
@@ -40,13 +49,13 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
             "class_names": list(names),
             "phases": results,
             "sanity": {
-                name: {**check, "sentence": sanity.sentence(name, check, names)}
+                name: {**check, "sentence": judge.sentence(name, check, names)}
                 for name, check in checks.items()
             },
         }
         write_json(workdir / "results.json", record)
         print(tables.phase_table(results))
-        print("", sanity.text(checks, names), sep="\n", flush=True)
+        print("", judge.text(checks, names), sep="\n", flush=True)
         if config.picture_phases:
             phases = figures.picture_phases(config, states)
             figures.write_before_after(

@@ -26,6 +26,7 @@ LATER_FIELDS = (
     "trackers",
     "layers",
     "tap",
+    "link",
 )
 
 

@@ -12,6 +12,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 320, 200, 46, 10, 12, 34
 CURVES = (
     ("loss", "loss"),
     ("accuracy", "accuracy"),
+    ("mean_ap", "mAP, validation"),
     ("nll", "NLL, validation"),
     ("box_share", "box share, validation"),
     ("kl", "KL(A || A')"),

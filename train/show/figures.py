@@ -4,6 +4,7 @@ Every picture takes the first images of the split, unselected.
 """
 
 import functools
+import itertools
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ibsgl_jax.models import make_features_fn, make_head_fn
 from train.data import dataset
 from train.measure import splits
 from train.measure.batch import DELETED, black_pixel, class_maps, make_prob_fn
+from train.method import answers
 from train.method.step import normalize_images
 from train.show.names import class_names, short
 
@@ -144,7 +146,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
     """
     batch = _first_images(config, data.test, 3)
     images = normalize_images(batch["image"], **dataset.image_stats(config))
-    labels, names = jnp.asarray(batch["label"]), class_names(data)
+    labels, names = batch["label"], class_names(data)
     black = black_pixel(dataset.image_stats(config))
 
     @functools.partial(jax.jit, static_argnames="fractions")
@@ -152,7 +154,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
         maps = class_maps(
             variables, batch, model=model, image_stats=dataset.image_stats(config)
         )
-        prob_fn = make_prob_fn(model, variables, labels)
+        prob_fn = make_prob_fn(model, variables, batch)
         seen = [
             perturbation.delete_pixels(images, maps, black, fraction=fraction)
             for fraction in fractions
@@ -228,6 +230,11 @@ def overlay(image, heat, *, bbox=None, side: int = 144):
 
 
 def _first_images(config, source, number):
+    """The first images; where they have several labels or none, those that have one."""
+    if "positives" in source[0]:
+        labelled = (i for i in range(len(source)) if source[i]["positives"].any())
+        chosen = list(itertools.islice(labelled, number))
+        source = dataset.Examples(source, chosen or [0])
     number = min(number, len(source))
     batch = dataset.eval_batches(config, source, shard=(0, 1))[0]
     return {k: v[:number] for k, v in batch.items()}
@@ -248,7 +255,7 @@ def _maps_of_phases(
         logits = head_fn(features)
         # A single class has no rival; its map is zero.
         alone = logits.shape[-1] < 2
-        other = labels if alone else saliency.runner_up(logits, labels)
+        other = labels if alone else answers.runner_up(logits, batch)
         maps = saliency.class_saliencies(
             head_fn, features, jnp.stack([labels, other], axis=1)
         )
@@ -260,6 +267,7 @@ def _maps_of_phases(
             labels,
             moments,
             config=BottleneckConfig(num_steps=20),
+            loss=answers.link_of(batch),
         )
         map_c = saliency.upsample(maps[:, 0], size)
         map_p = saliency.upsample(maps[:, 1], size)
@@ -271,9 +279,9 @@ def _maps_of_phases(
             "bits": jnp.sum(attribution.saliency, axis=(1, 2)),
             "top": jnp.argmax(logits, axis=-1),
             "other": other,
-            "probs": jax.nn.softmax(logits),
-            "prob_c": metrics.probability(logits, labels),
-            "prob_p": metrics.probability(logits, other),
+            "probs": answers.probabilities(logits, batch),
+            "prob_c": answers.probability(logits, batch),
+            "prob_p": answers.probability(logits, batch, other),
             "overlap": metrics.overlap(maps[:, 0], maps[:, 1]),
         }
 

@@ -46,9 +46,14 @@ def gallery(run, source, results, per_example, places) -> list:
     def pair(key):
         return [per_example.get(f"{phase}/{key}") for phase in phases]
 
-    chosen = choose(
-        pair("accuracy"), pair("predicted"), pair("probability"), pair("box_share")
-    )
+    # Of several labels per image: one without any has nothing to show.
+    some = np.arange(len(source))
+    positives = per_example.get(f"{phases[0]}/positives")
+    if positives is not None:
+        some = np.flatnonzero(positives.any(axis=1))
+    keys = "accuracy", "predicted", "probability", "box_share"
+    values = ([v if v is None else v[some] for v in pair(key)] for key in keys)
+    chosen = [int(some[index]) for index in choose(*values)]
     shares, masses = pair("box_share"), pair("mass_c")
     maps = [_class_maps(run, phase, source, chosen) for phase in phases]
     entries, size = [], 0

@@ -20,6 +20,7 @@ from train.show.names import class_names, data_name
 
 TEMPLATES = Path(__file__).with_name("templates")
 HEADLINE = (
+    "mean_ap",
     "accuracy",
     "box_share",
     "pointing",
@@ -166,34 +167,50 @@ def _sanity_table(results):
 
 
 def _class_table(results, names):
-    """The rows of the classes, the least accurate after first."""
+    """The rows of the classes, the least accurate after first.
+
+    Of several labels per image each has its average precision and its frequency.
+    """
     before, after = results["before"], results["after"]
-    rows = sorted(results["classes"], key=lambda row: row["accuracy"][after])
+    score = tables.class_score(results)
+    rows = sorted(results["classes"], key=lambda row: row[score][after])
     return {
-        "boxes": any(row["box_share"] for row in rows),
+        "score": score.replace("_", " "),
+        "boxes": any(row.get("box_share") for row in rows),
         "left_out": max(0, len(rows) - MOST_ROWS),
         "rows": [
             {
                 "name": names[row["class"]],
                 "n": row["n"],
                 "values": [
-                    (value, format_value(key, value))
-                    for key in ("accuracy", "box_share")
-                    for value in (row[key].get(p) for p in (before, after))
-                    if row[key]
+                    (value, tables.number(value))
+                    for key in (score, "box_share")
+                    for value in (row.get(key, {}).get(p) for p in (before, after))
+                    if row.get(key)
                 ],
-                "taken_for": ""
-                if row["taken_for"][after] is None
-                else names[row["taken_for"][after]],
+                "taken_for": _taken_for(row, after, names),
             }
             for row in rows[:MOST_ROWS]
         ],
     }
 
 
+def _taken_for(row, after, names):
+    """The most frequent wrong answer, "" for none; of several labels the frequency."""
+    if "frequency" in row:
+        return tables.number(row["frequency"])
+    taken = row["taken_for"][after]
+    return "" if taken is None else names[taken]
+
+
 def _confusions(results, per_example, names):
-    """Per phase shown: the matrix where there are few classes, and the worst pairs."""
+    """Per phase shown: the matrix where there are few classes, and the worst pairs.
+
+    None of several labels per image: no class is taken for another.
+    """
     found = []
+    if results["majority"] is None:
+        return found
     for phase in dict.fromkeys((results["before"], results["after"])):
         labels, says = (per_example[f"{phase}/{k}"] for k in ("label", "predicted"))
         counts = confusion(labels, says, len(names))

@@ -8,6 +8,8 @@ from train.show.markdown import markdown
 
 # Columns of the printed table.
 COLUMNS = (
+    "mean_ap",
+    "label_accuracy",
     "accuracy",
     "nll",
     "box_share",
@@ -89,17 +91,30 @@ def _method_markdown(results):
 
 
 def _class_markdown(results):
-    """A row per class, the accuracy of each phase of the run."""
-    phases = list(results["classes"][0]["accuracy"])
+    """A row per class, the accuracy of each phase of the run.
+
+    Of several labels per image the average precision, beside chance.
+    """
+    key = class_score(results)
+    phases = list(results["classes"][0][key])
+    chance = "frequency" in results["classes"][0]
     rows = [
         (
             results["class_names"][row["class"]],
             str(row["n"]),
-            *(format_value("accuracy", row["accuracy"][p]) for p in phases),
+            *([number(row["frequency"])] if chance else []),
+            *(number(row[key][p]) for p in phases),
         )
         for row in results["classes"]
     ]
-    return markdown(("class", "n", *phases), rows)
+    head = ("class", "n", *(["frequency (chance)"] if chance else []))
+    return markdown((*head, *phases), rows)
+
+
+def class_score(results) -> str:
+    """What the rows of the classes are judged by."""
+    keys = ("average_precision", "accuracy")
+    return next(key for key in keys if key in results["classes"][0])
 
 
 def _sanity_markdown(results):

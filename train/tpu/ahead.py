@@ -89,6 +89,8 @@ def compile_step(config, phase, devices, num_classes: int):
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "place": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
+    if config.get("link") == "sigmoid":
+        batch["positives"] = jax.ShapeDtypeStruct((size, num_classes), jnp.uint8)
     if phase.get("teacher") == "mask":
         batch["mask"] = jax.ShapeDtypeStruct((size, side, side), jnp.uint8)
     # A frozen teacher is an earlier phase's network.
@@ -166,7 +168,7 @@ def repeated_flops(config, phase, devices, num_images: int, num_classes: int) ->
     if phase.method != "guided" or not teaches_by_bottleneck(phase):
         return 0.0
     model = make_model(config, num_classes)
-    options = guidance_config(phase, model).bottleneck
+    options = guidance_config(phase, model, config.get("link", "softmax")).bottleneck
     side = config.image_size
     layer = layer_name(model, phase.teacher_layer, (side, side, 3))
 

@@ -1,0 +1,89 @@
+"""Several labels per picture: how they are written, counted, checked and carried.
+
+A label is the name of a class (`link="softmax"`), or a tuple of names, none to many
+(`link="sigmoid"`); the first is the one that is explained, and that a box is of.
+Imports numpy and this room's `faults` only.
+"""
+
+import numpy as np
+
+from train.data.faults import listed, shown
+
+SEPARATOR = ";"
+NO_LABEL = "(no label)"
+LINK = "--config.link=sigmoid"
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """The names in a cell, "a; b" as ("a", "b"); none of an empty cell or a NaN."""
+    names = dict.fromkeys(name.strip() for name in text.split(SEPARATOR))
+    return tuple(name for name in names if name.lower() not in ("", "nan"))
+
+
+def names(label) -> tuple[str, ...]:
+    """The classes of a label."""
+    return (label,) if isinstance(label, str) else label
+
+
+def written(label) -> str:
+    """A label as a cell of labels.csv."""
+    return SEPARATOR.join(names(label))
+
+
+def pairs(labels, others) -> list[tuple]:
+    """(name, other) for every class of each label, with what stands beside it."""
+    return [
+        (name, other)
+        for label, other in zip(labels, others, strict=True)
+        for name in names(label)
+    ]
+
+
+def encode(label, index: dict) -> dict:
+    """What of a label is in an example.
+
+    Args:
+      label: a name, or a tuple of names.
+      index: dict name -> number of the class, of all classes.
+
+    Returns:
+      label int32; of a tuple that of its first name, or 0 for an empty one, and
+      positives uint8 [C], 1 for every one of its names.
+    """
+    if isinstance(label, str):
+        return {"label": np.int32(index[label])}
+    numbers = [index[name] for name in label]
+    positives = np.zeros(len(index), np.uint8)
+    positives[numbers] = 1
+    return {"label": np.int32(numbers[0] if numbers else 0), "positives": positives}
+
+
+def faults(labels, splits, link: str) -> list[str]:
+    """What several labels per picture cannot do without, one line each."""
+    if link == "softmax" or not labels:
+        return []
+    if all(len(names(label)) == 1 for label in labels):
+        return [
+            "link='sigmoid', and every picture has just one label: set --config.link="
+            f"softmax, or give several, as a{SEPARATOR}b in a cell of labels.csv or "
+            "as a list from Python"
+        ]
+    there = {split for _, split in pairs(labels, splits)}
+    return [
+        f"no picture of {split} has a label: nothing could be measured there"
+        for split in sorted(set(splits) - there)
+    ]
+
+
+def doubts(labels, link: str) -> list[str]:
+    """A line on names of classes that look like several labels."""
+    if link == "sigmoid":
+        return []
+    odd = [label for label in labels if SEPARATOR in label]
+    if not odd:
+        return []
+    some = listed(map(shown, sorted(set(odd))))
+    return [
+        f"labels with '{SEPARATOR}' are taken for names of classes ({len(odd)}): "
+        f"{some}; if they are several labels of a picture, {LINK}"
+    ]
