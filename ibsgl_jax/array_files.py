@@ -1,8 +1,8 @@
-"""Arrays from ``.npz`` and ``.safetensors`` files, within bounds set by their length.
+"""Arrays from ``.npz``, ``.h5`` and ``.safetensors`` files, within bounds of length.
 
 A file of a kilobyte may announce a terabyte: as a shape, or as a member that inflates
 to it. Nothing is allocated or inflated before the announced sizes are checked. Imports
-only numpy; safetensors where such a file is read.
+only numpy; safetensors and h5py where such a file is read.
 """
 
 import math
@@ -69,6 +69,39 @@ def _read_npy(archive, entry) -> np.ndarray:
         data = opened.read(left)
     array = np.frombuffer(data, dtype, math.prod(shape)) if left else np.zeros(0, dtype)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def read_h5(path) -> dict[str, np.ndarray]:
+    """Name -> array of an ``.h5`` file, as "block1/layers/conv2d/vars/0" in Keras's.
+
+    Only what lies in the file itself is read.
+
+    Raises:
+      OSError: if the file cannot be opened.
+      ValueError: in one line, if h5py is not installed, or the file is no such file, is
+        damaged, holds objects, or announces more than it holds.
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(f"{path}: .h5 files need h5py: pip install h5py") from None
+    try:
+        with h5py.File(path, "r") as file:
+            found = {}
+            file.visititems(lambda name, node: found.update({name: node}))
+            arrays = {n: d for n, d in found.items() if isinstance(d, h5py.Dataset)}
+            if any(d.dtype.hasobject for d in arrays.values()):
+                raise Refused("it holds objects, not numbers")
+            if any(d.is_virtual or d.external for d in arrays.values()):
+                raise Refused("its arrays lie in other files")
+            sizes = [math.prod(d.shape) * d.dtype.itemsize for d in arrays.values()]
+            if sum(sizes) > MAX_INFLATED + MAX_INFLATION * size:
+                raise Refused("it inflates to more than weights can")
+            return {name: np.asarray(array[()]) for name, array in arrays.items()}
+    except Exception as error:  # h5py's are of many kinds, OSError among them
+        raise ValueError(f"{path}: not an h5 file ({_cause(error)})") from None
 
 
 def read_safetensors(path) -> dict[str, np.ndarray]:

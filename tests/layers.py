@@ -67,6 +67,7 @@ OPTIONAL = {
     "flatbuffers",
     "flax",
     "grain",
+    "h5py",
     "imagehash",
     "jax2onnx",
     "jinja2",

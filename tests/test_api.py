@@ -32,6 +32,7 @@ OPTIONAL_ARRAYS = {
 HEAVY = (
     "PIL",
     "grain",
+    "h5py",
     "matplotlib",
     "ml_collections",
     "orbax",

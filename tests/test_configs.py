@@ -215,7 +215,9 @@ class TestConfigs:
 
 
 class TestTextures:
-    @pytest.mark.parametrize("name", ["textures", "textures_efficientnet"])
+    @pytest.mark.parametrize(
+        "name", ["textures", "textures_efficientnet", "textures_vgg16"]
+    )
     def test_asks_for_data_that_there_are(self, name):
         config = importlib.import_module(f"configs.{name}").get_config()
         check_config(config)
@@ -242,6 +244,13 @@ class TestTextures:
         assert tuple(config.image_mean) == rules.mean
         assert tuple(config.image_std) == rules.std
 
+    def test_vgg_has_the_pixels_of_the_edge_detector(self):
+        config = importlib.import_module("configs.textures_vgg16").get_config()
+        assert make_model(config, 8).dense_features == 256
+        rules = pretrained.preprocessing(config.model, "edges.h5")
+        np.testing.assert_allclose(config.image_mean, rules.mean, atol=1e-4)
+        assert tuple(config.image_std) == rules.std
+
 
 class TestPretrained:
     def test_phase_starts_from_the_file_but_for_another_head(
@@ -256,15 +265,17 @@ class TestPretrained:
         variables = other.init(jax.random.key(3), images)
         asked = []
 
-        def load(name, path):
-            asked.append((name, path))
-            return other, variables
+        def start(name, path, **options):
+            asked.append((name, path, options))
+            rules = pretrained.Preprocessing(48, 48, (0.5,) * 3, (0.25,) * 3)
+            return pretrained.Start(variables, (), rules)
 
-        monkeypatch.setattr(pretrained, "load", load)
+        monkeypatch.setattr(pretrained, "start", start)
         model = make_model(config, 10)
         tx = make_optimizer(config.optimizer, lambda step: 0.1)
         state = initial_state(config, config.guided, {}, model, tx)
-        assert asked == [("small_resnet", "weights.pth")]
+        options = config.model_options.to_dict()
+        assert asked == [("small_resnet", "weights.pth", options)]
         for layer in variables["params"]:
             if layer != "fc":
                 chex.assert_trees_all_equal(

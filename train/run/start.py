@@ -38,9 +38,9 @@ def initial_state(config, phase, finished, model, tx):
     except (TypeError, ValueError) as error:
         raise ConfigError(_impossible(config, error)) from error
     if phase.init == "pretrained":
-        params, batch_stats, kept = _pretrained(config, state)
-        if kept:
-            LOGGER.warning("not from the pretrained file: %s", ", ".join(kept))
+        params, batch_stats, notices = _pretrained(config, state)
+        for notice in notices:
+            LOGGER.warning("%s", notice)
         state = restart(model, tx, params, batch_stats, **options)
     return state
 
@@ -100,33 +100,36 @@ def _impossible(config, error) -> str:
     return f"model {config.model} at image_size={config.image_size}: {reason}"
 
 
-def _read_weights(config):
+def _read_weights(config) -> pretrained.Start:
     if not own.is_name(config.model):
-        size = {"image_size": config.image_size}
-        asks = "image_size" in models.attributes(config.model)
-        options = size if asks else {}  # positions are interpolated
-        return pretrained.load(config.model, config.pretrained or None, **options)[1]
+        options = config.model_options.to_dict()
+        if "image_size" in models.attributes(config.model):
+            options["image_size"] = config.image_size  # positions are interpolated
+        return pretrained.start(config.model, config.pretrained or None, **options)
     if not config.pretrained:
         raise ValueError(
             f"{config.model} has no weights that are known; give --config.pretrained="
             "FILE, of models/ in a run or of trained.save, or init='random'"
         )
-    return trained.load(config.pretrained).variables
+    found = trained.load(config.pretrained)
+    return pretrained.Start(found.variables, (), found.preprocessing)
 
 
 def _pretrained(config, fresh):
-    """Weights from a file, and the layers that stay as they are.
+    """Weights from a file; some layers may stay as they are.
+
+    Those that the file declares not to hold, else one, of another number of classes.
 
     Returns:
-      (params, batch_stats, names): one layer, of another number of classes, may stay.
+      (params, batch_stats, notices): the latter are lines for who trains.
     """
     what = f"pretrained={config.pretrained!r}" if config.pretrained else "pretrained"
     try:
-        variables = _read_weights(config)
+        start = _read_weights(config)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what}: {error}") from error
     wanted = {"params": fresh.params, "batch_stats": fresh.batch_stats}
-    given = dict(jax.tree_util.tree_leaves_with_path(variables))
+    given = dict(jax.tree_util.tree_leaves_with_path(start.variables))
     kept = []
 
     def choose(path, leaf):
@@ -136,9 +139,22 @@ def _pretrained(config, fresh):
         return leaf
 
     variables = jax.tree_util.tree_map_with_path(choose, wanted)
-    if len(kept) > 2:
+    strange = [name for name in kept if name.split("/")[0] not in start.left_out]
+    if len(strange) > (0 if start.left_out else 2):
         raise ConfigError(
             f"{what}: does not fit {config.model} with these model_options in "
-            f"{', '.join(kept[:3])} and others"
+            f"{', '.join(strange[:3])} and others"
         )
-    return variables["params"], variables["batch_stats"], kept
+    return variables["params"], variables["batch_stats"], _notices(config, start, kept)
+
+
+def _notices(config, start, kept) -> list[str]:
+    notices = []
+    if kept:
+        notices.append(f"not from the pretrained file: {', '.join(kept)}")
+    for field in ("mean", "std"):
+        before = getattr(start.preprocessing, field)
+        if not np.allclose(config[f"image_{field}"], before, atol=1e-3):
+            numbers = ", ".join(f"{number:.4f}" for number in before)
+            notices.append(f"the pretrained weights had image_{field}=({numbers})")
+    return notices
