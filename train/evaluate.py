@@ -95,18 +95,17 @@ def evaluate_run(
     Args:
       run: with its data.
       source: the examples to evaluate, as from ``open_split``.
-      compare: further runs, measured on the same split; their phases are named
-        RUN/PHASE.
+      compare: further runs, on the same split; their phases are named RUN/PHASE.
       options: Options.
       seconds: that all of it was planned to take, for the bar.
       progress: show a bar.
       kept: parts.Parts, finished by an earlier call; none are kept if None.
 
     Returns:
-      (results, per_example): results is what evaluation.json holds; per_example is a
-      dict of "phase/measure" and "method/model/measure" -> arrays.
+      (results, per_example): what evaluation.json holds; dict of "phase/measure" and
+      "method/model/measure" -> arrays.
     """
-    options, kept, start = options or Options(), kept or Parts(), time.perf_counter()
+    start, options, kept = time.perf_counter(), options or Options(), kept or Parts()
     sources = plan.parts_of(source, options)
     networks = networks_of(run, compare)
     before, after = figures.picture_phases(run.config, run.states)

@@ -49,8 +49,7 @@ def explain(
 
     Raises:
       UserError: nothing can be explained; nothing was written.
-      KeyboardInterrupt: with what was done; that is whole in the folder. After SIGTERM
-        it is ``terminal.Terminated``.
+      KeyboardInterrupt (SIGTERM: ``terminal.Terminated``): with what was done, whole.
     """
     out = Path(out)
     found = photos.find(arguments)

@@ -93,8 +93,7 @@ def open_folder(
       folder: in one of the layouts of `layouts`.
       image_size: side of the square that the model sees, in pixels.
       fit: "crop": the aspect is kept and the shorter side becomes image_size / 0.875,
-        for the transforms `resize_center` and `imagenet`, which see the middle or a
-        part; "squash": the whole picture becomes image_size x image_size.
+        for the transforms `resize_center` and `imagenet`; "squash": to a square.
       link: "softmax", one label per picture; "sigmoid", several or none (`several`).
       shares: dict split -> share, for splits that the folder does not give.
       seed: of the splits that are made.
@@ -146,14 +145,8 @@ def open_folder(
         splits,
         reader,
         f"{layout.understood}; {made}",
-        [
-            *layout.warnings,
-            *odd,
-            *notes,
-            *doubts(facts),
-            *_cache_warnings(reader),
-            *warnings,
-        ],
+        [*layout.warnings, *odd, *notes, *doubts(facts)]
+        + [*_cache_warnings(reader), *warnings],
     )
 
 
