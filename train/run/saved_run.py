@@ -27,6 +27,7 @@ LATER_FIELDS = (
     "layers",
     "tap",
     "link",
+    "move",
 )
 
 
