@@ -2,7 +2,7 @@
 
 The first images of the first run's test split as each network sees them: the map of
 the true class by each method, what the network says, and the object's box. The runs
-must be of one data set; ``--data-dir`` is where it lies.
+must be of one data set, that has boxes.
 """
 
 import argparse
@@ -25,7 +25,6 @@ METHODS = ("hirescam", "ib")
 TITLES = {"hirescam": "HiResCAM", "ib": "bottleneck"}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "image_stats"))
 def explain(variables, images, labels, stats, *, model, image_stats):
     """(logits, dict method -> maps at the image's size) of uint8 images."""
     mean, std = image_stats
@@ -62,7 +61,6 @@ def main(argv=None):
     parser.add_argument("networks", nargs="+", metavar="RUN/PHASE")
     parser.add_argument("--names", nargs="+", help="of the networks, in the picture")
     parser.add_argument("--images", type=int, default=4)
-    parser.add_argument("--data-dir", help="of the first run's data set")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
@@ -73,13 +71,15 @@ def main(argv=None):
     rows = []
     for network in map(Path, args.networks):
         model = trained.load(network.parent / "models" / f"{network.name}.npz")
-        logits, maps = explain(
+        image_stats = model.preprocessing.mean, model.preprocessing.std
+        explain_fn = functools.partial(
+            explain, model=model.model, image_stats=image_stats
+        )
+        logits, maps = jax.jit(explain_fn)(
             model.variables,
             jnp.asarray(batch["image"]),
             jnp.asarray(batch["label"]),
             model.stats,
-            model=model.model,
-            image_stats=(model.preprocessing.mean, model.preprocessing.std),
         )
         rows.append((np.asarray(jax.nn.softmax(logits)), jax.device_get(maps)))
     draw(batch, rows, args.names or args.networks, args.out)

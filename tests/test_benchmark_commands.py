@@ -9,10 +9,12 @@ import types
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import (
     against_torch,
     attribution,
+    beside,
     folder,
     fuzz,
     growth,
@@ -21,12 +23,15 @@ from benchmarks import (
     originals,
     pictures,
     quality,
+    reach,
     resilience,
     step,
 )
 from configs import photos
 from ibsgl_jax import models, pretrained
 from ibsgl_jax.bottleneck import BottleneckConfig
+from tests import tiny_run
+from train.run.loop import train_and_evaluate
 
 
 @pytest.mark.slow
@@ -89,6 +94,22 @@ def test_originals(tmp_path, monkeypatch, capsys):
     assert originals.main([str(tmp_path)]) == 0
     row = capsys.readouterr().out.splitlines()[2]
     assert row.startswith("| net | source |") and row.count("0e+00 |") >= 5
+
+
+def test_of_a_run(photo_digits_dir, tmp_path, capsys):
+    """reach, whose numbers have a meaning here already, and beside."""
+    config = tiny_run.make_config(photo_digits_dir, phases=("plain",))
+    run = tmp_path / "run"
+    train_and_evaluate(config, run, table=False)
+    assert reach.main([str(run), "--limit", "20", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0.0 < found["elements at zero"] < 1.0 and 0.0 < found["of the step"] < 1.0
+    assert found["fall, active"] > 0.0 and found["fall, felt"] != found["fall, all"]
+    out = tmp_path / "beside.png"
+    networks = [str(run / "plain")] * 2
+    assert beside.main([*networks, "--images", "2", "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.size[0] > 5 * 100
 
 
 def test_folder(tmp_path, monkeypatch, capsys):
