@@ -138,22 +138,15 @@ def open_folder(
     # A division without pictures that are to come tells nothing.
     faults += few or ([] if layout.faults else more)
     lines, notes = unreadable(bad | damaged, tell=bool(faults))
-    odd = several.doubts([p.label for p in pictures], link)
-    _raise(folder, faults + lines + (odd if faults else []))
+    _raise(folder, faults + lines)
+    told = [*notes, *doubts(facts), *_cache_warnings(reader), *warnings]
     return _assemble(
         pictures,
         facts,
         splits,
         reader,
         f"{layout.understood}; {made}",
-        [
-            *layout.warnings,
-            *odd,
-            *notes,
-            *doubts(facts),
-            *_cache_warnings(reader),
-            *warnings,
-        ],
+        [*layout.warnings, *told],
     )
 
 
@@ -371,7 +364,8 @@ def _count_faults(pictures):
         f"classes with fewer than {least} pictures"
         + (" in train" if given else "")
         + f", too few for the splits ({len(few)}): {listed(few)}; add pictures or "
-        "remove the class"
+        "remove the class",
+        *several.doubts([p.label for p in pictures]),
     ]
 
 

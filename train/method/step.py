@@ -84,9 +84,7 @@ def train_step(
       state: TrainState; may be donated.
       batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (in the global
         batch; 0 .. N-1 if absent), and what the penalty reads. With positives uint8
-        [N, C], several labels per image, the task is ``metrics.nll`` of all of them:
-        the mean of the binary cross-entropies, C times smaller in each logit's
-        gradient than a softmax's, so that the penalty beside it weighs more.
+        [N, C] the task is ``metrics.nll`` of all of them, which says how it is scaled.
       teacher_variables: of another network, for a penalty that asks for them.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
         and a dict of diagnostics, (sum, count) pairs; None for the task alone.
@@ -95,8 +93,7 @@ def train_step(
       tx: optax transformation.
       base_key: of the phase; draws are keyed by step and place.
       image_stats: dict mean, std, for ``normalize_images``.
-      class_weights: C weights of the task loss, by the label; None for ones. Neither
-        these nor label_smoothing are for several labels.
+      class_weights: C weights of the task loss, by the label; None for ones.
       learning: names in ``params`` of the head, if it learns alone; None for all.
       label_smoothing: in [0, 1).
       mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
