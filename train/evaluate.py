@@ -151,7 +151,6 @@ def evaluate_run(
         "sanity": sanity,
         "sanity_limit": SANITY_LIMIT,
         **by_chance(per_example, before, names),
-        "unlabelled": _unlabelled(per_example, before),
         "measures": {key: m._asdict() for key, m in MEASURES.items()},
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "seconds": time.perf_counter() - start,
@@ -278,12 +277,6 @@ def notes_of(results, runs, num_split: int) -> list[str]:
                 f"{row['method']} on {row['model']} are not finite and are left out"
             )
     return notes
-
-
-def _unlabelled(per_example, phase) -> int:
-    """Images of which no label is there to be explained."""
-    positives = per_example.get(f"{phase}/positives")
-    return 0 if positives is None else int((~(positives > 0).any(axis=1)).sum())
 
 
 def write_evaluation(results, per_example, workdir: Path):

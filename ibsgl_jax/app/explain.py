@@ -89,7 +89,6 @@ def explain(
     about = {
         "model": classifier.name,
         "weights": str(checkpoint or classifier.weights_path or "packaged"),
-        "link": classifier.link,
         "layer": layer or "last convolutional features",
         "methods": list(methods),
         "fit": fit,
@@ -243,6 +242,7 @@ class Results:
             except OSError as error:
                 self.failures.append(f"the contact sheet: {_cannot_write(error)}")
         explanation = self._about | {
+            "link": self._classifier.link,
             "complete": complete,
             "photos": self.entries,
             "failed": [shown(failure) for failure in self.failures],

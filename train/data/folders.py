@@ -93,7 +93,8 @@ def open_folder(
       folder: in one of the layouts of `layouts`.
       image_size: side of the square that the model sees, in pixels.
       fit: "crop": the aspect is kept and the shorter side becomes image_size / 0.875,
-        for the transforms `resize_center` and `imagenet`; "squash": to a square.
+        for the transforms `resize_center` and `imagenet`, which see the middle or a
+        part; "squash": the whole picture becomes image_size x image_size.
       link: "softmax", one label per picture; "sigmoid", several or none (`several`).
       shares: dict split -> share, for splits that the folder does not give.
       seed: of the splits that are made.
@@ -137,16 +138,15 @@ def open_folder(
     # A division without pictures that are to come tells nothing.
     faults += few or ([] if layout.faults else more)
     lines, notes = unreadable(bad | damaged, tell=bool(faults))
-    odd = several.doubts([p.label for p in pictures], link)
-    _raise(folder, faults + lines + (odd if faults else []))
+    _raise(folder, faults + lines)
+    told = [*notes, *doubts(facts), *_cache_warnings(reader), *warnings]
     return _assemble(
         pictures,
         facts,
         splits,
         reader,
         f"{layout.understood}; {made}",
-        [*layout.warnings, *odd, *notes, *doubts(facts)]
-        + [*_cache_warnings(reader), *warnings],
+        [*layout.warnings, *told],
     )
 
 
@@ -364,7 +364,8 @@ def _count_faults(pictures):
         f"classes with fewer than {least} pictures"
         + (" in train" if given else "")
         + f", too few for the splits ({len(few)}): {listed(few)}; add pictures or "
-        "remove the class"
+        "remove the class",
+        *several.doubts([p.label for p in pictures]),
     ]
 
 

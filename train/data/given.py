@@ -104,7 +104,7 @@ def open_examples(
         labels, keys, given, shares=shares, seed=seed
     )
     faults.lines += more + several.faults(labels, splits, link)
-    odd = several.doubts(labels, link)
+    odd = several.doubts(labels)
     faults.lines += odd if faults.lines else []
     faults.stop()
     sources = _sources(read, labels, splits, names, side=side, fit=fit)

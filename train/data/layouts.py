@@ -270,6 +270,7 @@ def _finish(pictures, layout, faults, warnings, hint=""):
         for names in alike.values()
         if len(names) > 1
     ]
+    warnings += several.doubts([p.label for p in pictures])
     return Layout(pictures, f"{layout}: {', '.join(parts)}", faults, warnings)
 
 

@@ -75,11 +75,9 @@ def faults(labels, splits, link: str) -> list[str]:
     ]
 
 
-def doubts(labels, link: str) -> list[str]:
+def doubts(labels) -> list[str]:
     """A line on names of classes that look like several labels."""
-    if link == "sigmoid":
-        return []
-    odd = [label for label in labels if SEPARATOR in label]
+    odd = [label for label in labels if isinstance(label, str) and SEPARATOR in label]
     if not odd:
         return []
     some = listed(map(shown, sorted(set(odd))))

@@ -75,13 +75,15 @@ def by_chance(values: dict, phase: str, names) -> dict:
       names: of the classes.
 
     Returns:
-      {majority} of one label per image; {majority: None, frequency} of several: what
-      ``precision.chance`` says.
+      {majority, unlabelled}: the second 0; of several labels per image {majority: None,
+      frequency, unlabelled}: ``precision.chance``, and how many images have none.
     """
-    if f"{phase}/positives" in values:
-        chance = precision.chance(values[f"{phase}/positives"])
-        return {"majority": None, "frequency": chance}
-    return {"majority": majority(values[f"{phase}/label"], names)}
+    positives = values.get(f"{phase}/positives")
+    if positives is None:
+        return {"majority": majority(values[f"{phase}/label"], names), "unlabelled": 0}
+    unlabelled = int((~(positives > 0).any(axis=1)).sum())
+    chance = precision.chance(positives)
+    return {"majority": None, "frequency": chance, "unlabelled": unlabelled}
 
 
 def weak_note(results) -> list[str]:

@@ -83,8 +83,8 @@ def train_step(
     Args:
       state: TrainState; may be donated.
       batch: image uint8 [N, H, W, 3], label int32 [N], place int32 [N] (in the global
-        batch; 0 .. N-1 if absent), and what the penalty reads. With positives [N, C]
-        the task is their ``metrics.nll``; beside it the penalty weighs C times more.
+        batch; 0 .. N-1 if absent), and what the penalty reads. With positives uint8
+        [N, C] the task is ``metrics.nll`` of all of them, which says how it is scaled.
       teacher_variables: of another network, for a penalty that asks for them.
       penalty_fn: ``penalty_fn(Forward)`` gives the penalty [N], new feature statistics
         and a dict of diagnostics, (sum, count) pairs; None for the task alone.
@@ -95,7 +95,7 @@ def train_step(
       image_stats: dict mean, std, for ``normalize_images``.
       class_weights: C weights of the task loss, by the label; None for ones.
       learning: names in ``params`` of the head, if it learns alone; None for all.
-      label_smoothing: in [0, 1); 0, and no class_weights, for several labels.
+      label_smoothing: in [0, 1).
       mixup: alpha of Zhang et al., "mixup", ICLR 2018; 0 for none; see ``_make_mix``.
       accumulate_steps: parts that a device's batch is taken in, whose gradients are
         averaged; BatchNorm and the feature statistics see a part at a time.
