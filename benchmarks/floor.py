@@ -12,7 +12,7 @@ from ibsgl_jax.convolutions import fast_on_cpu
 
 
 def make_floor(num_steps: int, num_samples: int):
-    """A compiled function of (head_fn, features [N, H, W, K], labels [N])."""
+    """A compiled function of (head_fn, features [N, ...], labels [N])."""
 
     @jax.jit
     def repeat_head(head_fn, features, labels):
@@ -25,7 +25,8 @@ def make_floor(num_steps: int, num_samples: int):
             )
 
         gradient_fn = fast_on_cpu(jax.grad(total_loss))
-        copies = jnp.tile(features.astype(jnp.float32), (num_samples, 1, 1, 1))
+        times = (num_samples, *[1] * (features.ndim - 1))
+        copies = jnp.tile(features.astype(jnp.float32), times)
         # Something has to change from step to step, or it is all done once.
         return jax.lax.fori_loop(
             0, num_steps, lambda i, x: x - 1e-3 * gradient_fn(x), copies
