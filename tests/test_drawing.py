@@ -49,6 +49,21 @@ class TestDrawing:
         data = drawing.overlay(panel(np.zeros((8, 8)), unit), title="cat")
         assert min(opened(data).shape[:2]) > 300
 
+    def test_a_map_of_next_to_no_bits_is_no_colour_and_says_so(self):
+        def colour(bits, unit="bits per pixel"):
+            heat = bits * self.blob() / self.blob().sum()
+            drawn = panel(heat, unit)
+            picture = opened(drawing.contact_sheet([("a", "cat", [drawn])])).astype(int)
+            picture = picture[: int(0.75 * len(picture))]  # without the scale
+            return (picture.max(-1) - picture.min(-1)).sum(), drawn.caption(heat.max())
+
+        much, text = colour(20.0)
+        assert text.startswith("up to ") and text.endswith(" bits per pixel")
+        little, text = colour(0.002)
+        assert text == "0.002 bits in all: negligible" and little < 0.1 * much
+        # Of a map without a unit nothing is known.
+        assert colour(0.002, None)[0] > 0.9 * much
+
     def test_one_hot_pixel_does_not_hide_the_rest(self):
         from matplotlib.figure import Figure
 

@@ -19,6 +19,8 @@ COLOUR_MAP = "inferno"
 # gradients) would otherwise leave the rest of the map dark.
 DISPLAY_QUANTILE = 0.995
 RELATIVE = f"relative to the map's {100 * DISPLAY_QUANTILE:.1f} % quantile"
+# A bottleneck map of fewer bits in all says nothing about where: it is as much fainter.
+NEGLIGIBLE_BITS = 0.1
 _AS_TEXT: dict[str, Any] = {"parse_math": False, "usetex": False}
 
 
@@ -29,13 +31,28 @@ class Panel(NamedTuple):
       view: uint8 [H, W, 3].
       heat: float [h, w], non-negative, of any size.
       method: its name, for people.
-      unit: "bits per pixel", or None for maps without one.
+      unit: "bits per pixel" of the heat, or None for maps without one.
     """
 
     view: np.ndarray
     heat: np.ndarray
     method: str
     unit: str | None = None
+
+    def caption(self, peak: float) -> str:
+        """What stands below a map whose brightest colour stands for peak > 0."""
+        if self.unit is None:
+            return ""
+        bits = float(np.sum(self.heat))
+        if bits < NEGLIGIBLE_BITS:
+            return f"{bits:.1g} bits in all: negligible"
+        return f"up to {peak:.2g} {self.unit}"
+
+    def strength(self) -> float:
+        """The share of its colour that a map is drawn with, in [0, 1]."""
+        if self.unit is None:
+            return 1.0
+        return min(1.0, float(np.sum(self.heat)) / NEGLIGIBLE_BITS)
 
 
 def overlay(panel: Panel, *, title: str) -> bytes:
@@ -48,6 +65,8 @@ def overlay(panel: Panel, *, title: str) -> bytes:
     title = f"{_shorten(shown(title), 44)}\n{panel.method}"
     axes.set_title(title, fontsize=13, **_AS_TEXT)
     if peak > 0:
+        if panel.strength() < 1.0:
+            axes.set_xlabel(panel.caption(peak), fontsize=11)
         bar = figure.colorbar(
             _scale(1.0 if panel.unit is None else peak),
             ax=axes,
@@ -80,7 +99,7 @@ def contact_sheet(rows: Sequence[tuple[str, str, Sequence[Panel]]]) -> bytes:
             peak = _draw(axes, panel)
             axes.set_title(panel.method, fontsize=11)
             if panel.unit and peak > 0:
-                axes.set_xlabel(f"up to {peak:.2g} {panel.unit}", fontsize=10)
+                axes.set_xlabel(panel.caption(peak), fontsize=10)
         for axes in axes_of_row:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -113,9 +132,9 @@ def _draw(axes, panel: Panel) -> float:
     if not peak > 0:
         axes.set_xlabel("the map is zero everywhere", fontsize=11)
         return 0.0
-    axes.imshow(
-        _colours(heat / peak), extent=(0, width, height, 0), interpolation="bilinear"
-    )
+    colours = _colours(heat / peak)
+    colours[..., 3] *= panel.strength()
+    axes.imshow(colours, extent=(0, width, height, 0), interpolation="bilinear")
     return peak
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibsgl_jax import bottleneck, metrics, perturbation, saliency
+from ibsgl_jax.app.drawing import NEGLIGIBLE_BITS
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_features_fn, make_head_fn
 from train.data import dataset
@@ -23,8 +24,6 @@ from train.method.step import normalize_images
 from train.show.names import class_names, short
 
 CURVE_STEPS = 20  # of the deletion curve
-# A bottleneck map of fewer bits in all says nothing about where.
-NEGLIGIBLE_BITS = 0.01
 
 
 def picture_phases(config, states) -> tuple[str, str]:
