@@ -81,6 +81,12 @@ def _maps(title, better, definition):
 
 MEASURES = {
     "accuracy": _prediction("accuracy", "higher", "Top 1."),
+    "worst_class": _prediction(
+        "worst class",
+        "higher",
+        "Accuracy of the class where it is lowest; low for classes of few images, and "
+        "its interval lower.",
+    ),
     "nll": _prediction("NLL", "lower", "Negative log-likelihood of the label, nats."),
     "calibration_error": _prediction(
         "calibration error",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import attribution, bottleneck, feature_stats, saliency
+from train.method import masks
 from train.method.state import layer_name, tap
 
 # Networks other than the one that learns: an earlier phase's, and the average's.
@@ -20,6 +21,7 @@ def make_teacher(
     method="bottleneck",
     layer="",
     power=1.0,
+    mask_first=False,
     config,
     decay,
     when=None,
@@ -41,6 +43,7 @@ def make_teacher(
         inner layer comes the rest of the network in evaluation mode, forward and
         backward: once for a CAM, at every step and sample for the bottleneck.
       power: the map divided by its maximum is raised to it: above 1 sharpens.
+      mask_first: an example that has a mask is taught by it, the others by the map.
       config: BottleneckConfig.
       decay: of the moving feature statistics, which are those of the teacher's layer.
       when: function of the step -> bool, whether this step is guided; None: always.
@@ -80,7 +83,15 @@ def make_teacher(
                 ).saliency
             else:
                 teaching = CAMS[method](rest_fn, seen, forward.labels)
-            return sharpened(teaching.astype(jnp.float32), power)
+            teaching = sharpened(teaching.astype(jnp.float32), power)
+            if not mask_first:
+                return teaching
+            mask = forward.batch["mask"]
+            return jnp.where(
+                masks.known(mask)[:, None, None],
+                masks.resized(mask, teaching.shape[1:]),
+                teaching,
+            )
 
         return map_fn, stats
 
