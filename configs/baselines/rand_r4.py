@@ -14,7 +14,7 @@ def phase(**changes):
         method="rand_r4",
         weight=0.1,
         epsilon=0.4,
-        num_samples=10,
+        num_samples=3,
         mask_share=1.0,
         **changes,
     )
