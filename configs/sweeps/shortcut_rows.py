@@ -70,12 +70,12 @@ def base(cue: str):
     config.model_options.stage_widths = (8, 16)
     config.model_options.dense_features = 64
     config.model_options.dropout_rate = 0.0
-    scratch = dict(num_epochs=5.0, learning_rate=2e-3)
+    scratch = dict(num_epochs=10.0, learning_rate=2e-3)
     config.save_epochs = scratch["num_epochs"]
     config.plain = default.plain_phase(**scratch)
     config.sound = default.plain_phase(**scratch, dataset=f"{config.dataset}_balanced")
     config.ft_plain = default.plain_phase(
-        init="plain", num_epochs=2.5, learning_rate=1e-3
+        init="plain", num_epochs=5.0, learning_rate=1e-3
     )
     config.phases = ("plain", "sound", "ft_plain")
     return config
@@ -125,7 +125,7 @@ def get_config(cue: str = "decoy"):
     # It sees data without the shortcut, as no other row but "sound" does.
     balanced = f"{config.dataset}_balanced"
     retrained = default.plain_phase(
-        **same, num_epochs=2.5, layers="head", dataset=balanced
+        **same, num_epochs=5.0, layers="head", dataset=balanced
     )
     add(config, "last_layer", retrained)
     return config

@@ -13,7 +13,7 @@ from configs.sweeps import shortcut_rows
 SEEDS = (10, 11)
 CONTROL = "plain"
 TRIES = {
-    "rrr": ("weight", (1e-3, 1e-2, 1e-1)),
+    "rrr": ("weight", (1e-2, 1e-1, 1.0)),
     "energy": ("weight", (0.3, 1.0, 3.0)),
     "guided": ("mu", (5.0, 20.0, 80.0)),
     "masks_100": ("mu", (5.0, 20.0, 80.0)),

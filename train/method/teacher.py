@@ -84,14 +84,7 @@ def make_teacher(
             else:
                 teaching = CAMS[method](rest_fn, seen, forward.labels)
             teaching = sharpened(teaching.astype(jnp.float32), power)
-            if not mask_first:
-                return teaching
-            mask = forward.batch["mask"]
-            return jnp.where(
-                masks.known(mask)[:, None, None],
-                masks.resized(mask, teaching.shape[1:]),
-                teaching,
-            )
+            return _or_mask(teaching, forward.batch) if mask_first else teaching
 
         return map_fn, stats
 
@@ -125,6 +118,13 @@ def _seen(model, teacher, layer, forward, head_fn, when):
         return jax.lax.stop_gradient(forward.inner), rest_fn
     images = jax.lax.stop_gradient(forward.images)
     return if_guided(when, forward, lambda: features_fn(images)), rest_fn
+
+
+def _or_mask(maps, batch):
+    """The maps, but for the examples that have a mask: these have that."""
+    mask = batch["mask"]
+    given = masks.known(mask)[:, None, None]
+    return jnp.where(given, masks.resized(mask, maps.shape[1:]), maps)
 
 
 def sharpened(maps, power: float):
