@@ -18,7 +18,7 @@ TRIES = {
     "guided": ("mu", (5.0, 20.0, 80.0)),
     "masks_100": ("mu", (5.0, 20.0, 80.0)),
     "saliency_guided": ("weight", (0.3, 1.0, 3.0)),
-    "rand_r4": ("weight", (1e-2, 1e-1, 1.0)),
+    "rand_r4": ("weight", (1e-1, 1.0, 10.0)),
 }
 
 
