@@ -39,6 +39,8 @@ def guided_phase(**changes) -> ConfigDict:
     # of the moving average (set ema_decay). The name of an earlier phase: of that
     # network, frozen. "mask": the object's true mask, an oracle.
     phase.teacher = "hirescam"
+    phase.mask_first = False  # an example with a mask is taught by it, others as above
+    phase.mask_share = 1.0  # of the examples keep their masks
     phase.teacher_method = "hirescam"  # of "average" and of an earlier phase
     # An inner layer, whose map is finer: its name, or "2x", the last one of twice the
     # resolution if there is one. It costs a pass through what is behind it for a CAM,

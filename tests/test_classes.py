@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.measure.classes import class_rows, confusion, majority
+from train.measure.classes import class_rows, confusion, majority, worst
 
 
 def test_confusion_by_hand():
@@ -12,6 +12,11 @@ def test_confusion_by_hand():
 
 def test_majority_is_the_share_of_the_most_frequent():
     assert majority([3, 1, 3, 3], "abcd") == {"name": "d", "share": 0.75}
+
+
+def test_worst_is_the_lowest_mean_of_a_class_that_occurs():
+    assert worst([0, 0, 3, 3, 3], np.array([1.0, 1, 1, 0, 0])) == 1 / 3
+    assert worst([2, 2], np.array([1.0, 1.0])) == 1.0
 
 
 def test_rows_are_means_of_a_class():

@@ -135,7 +135,7 @@ class TestSplits:
         rows = {s: np.concatenate(photo_digits.digit_indices(0, s)) for s in SPLITS}
         together = np.concatenate(list(rows.values()))
         assert sorted(together) == list(range(1797))  # all of load_digits, once each
-        labels = photo_digits._load_digits()[1]
+        labels = photo_digits.open_digits()[1]
         for split in SPLITS:
             for i in range(100):
                 example = photo_digits.generate_example(

@@ -360,6 +360,7 @@ def test_a_run_of_an_earlier_version_is_read(photo_digits_dir, tmp_path):
     for phase in ("plain", "control", "guided"):
         del recorded[phase]["layers"]
     del recorded["link"], recorded["guided"]["guidance"]["move"]
+    del recorded["guided"]["mask_first"], recorded["guided"]["mask_share"]
     path.write_text(json.dumps(recorded))
     run = saved_run.Run(tmp_path / "old")
     assert run.data.class_names == tuple("0123456789")

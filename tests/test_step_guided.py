@@ -108,6 +108,39 @@ class TestGuidedStep:
         assert float(change) > 1e-4
 
 
+class TestFewMasks:
+    """An example without a mask: all zeros."""
+
+    def step(self, batch, kind="guided", **options):
+        model = make_model()
+        step = jax.jit(make_step(kind, model, **options))
+        return step(make_state(model), batch)[0].params
+
+    def test_without_masks_the_mask_teaches_nothing(self):
+        batch = make_batch(8)
+        batch["mask"] = np.zeros_like(batch["mask"])
+        guided = self.step(batch, teacher="mask")
+        chex.assert_trees_all_close(
+            guided, self.step(batch, kind="plain"), rtol=1e-4, atol=1e-6
+        )
+
+    def test_a_mask_goes_before_the_map_where_there_is_one(self):
+        batch = make_batch(8)
+        first = self.step(batch, teacher="hirescam", mask_first=True)
+        oracle = self.step(batch, teacher="mask")
+        chex.assert_trees_all_close(first, oracle, rtol=1e-3, atol=1e-5)
+        some = {**batch, "mask": batch["mask"].copy()}
+        some["mask"][2:] = 0
+        mixed = self.step(some, teacher="hirescam", mask_first=True)
+        few = self.step(some, teacher="mask")
+        own = self.step(batch, teacher="hirescam")
+        for other in (oracle, few, own):
+            assert float(optax.tree.norm(optax.tree.sub(mixed, other))) > 1e-4
+        some["mask"][:] = 0
+        none = self.step(some, teacher="hirescam", mask_first=True)
+        chex.assert_trees_all_close(none, own, rtol=1e-4, atol=1e-6)
+
+
 class TestTeachers:
     @pytest.mark.slow
     def test_average_is_the_frozen_teacher_of_the_averaged_parameters(self):

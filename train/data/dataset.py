@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from train.data import folders, given, sources, splitting
 from train.data.batches import make_eval_batches
 from train.data.faults import listed, shown
@@ -128,7 +130,15 @@ def _of_tfds(config, look_only=False) -> Data | None:
 
 
 def train_source(config, phase, data):
-    """The examples that a phase learns from: the run's, or its own data set's."""
+    """The examples that a phase learns from, with the masks that it may see.
+
+    They are the run's, or its own data set's; ``mask_share`` of them keep their masks.
+    """
+    source, share = _own_source(config, phase, data), phase.get("mask_share", 1.0)
+    return source if share == 1.0 else FewMasks(source, share)
+
+
+def _own_source(config, phase, data):
     if phase.dataset in ("", config.dataset):
         return data.train
     own_config = config.copy_and_resolve_references()
@@ -219,6 +229,27 @@ class Examples:
         if not 0 <= index < len(self):
             raise IndexError(f"no example {index}")
         return self._source[int(self._indices[index])]
+
+
+class FewMasks:
+    """A source that keeps the masks of a share of its examples; others get zeros.
+
+    Which they are depends on index and share alone: every tenth for a share of .1.
+    """
+
+    def __init__(self, source, share: float):
+        self._source, self._share = source, share
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        example = self._source[index]
+        # A millionth, so that 10 * .1 is a whole number.
+        before, after = (int(i * self._share + 1e-6) for i in (index, index + 1))
+        if "mask" not in example or before < after:
+            return example
+        return {**example, "mask": np.zeros_like(example["mask"])}
 
 
 def first_examples(source, number: int | None):

@@ -91,7 +91,7 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError
 
     def make_info(self, description: str, label, **ids) -> tfds.core.DatasetInfo:
-        """The info of examples of `encode_example`, with some more features."""
+        """The info of examples of `encode_example`, with the features of their rest."""
         size = self.builder_config.image_size
         image, mask = (
             tfds.features.Image(shape=(size, size, channels), encoding_format="png")
@@ -105,7 +105,6 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "label": label,
                     "bbox": tfds.features.BBoxFeature(),
                     "mask": mask,
-                    "photo": np.int64,
                     **ids,
                 }
             ),

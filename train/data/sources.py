@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from train.errors import DatasetError
 
 # Generated here when absent; each has a package with its builder beside this file.
-EMBEDDED = ("photo_digits", "photo_textures", "photo_objects")
+EMBEDDED = ("photo_digits", "photo_textures", "photo_objects", "shortcut_digits")
 
 # Where a data set keeps its mask, if not in "mask", and the values of the object in it:
 # most annotators agreed (birds); the animal without its unsure rim (pets).

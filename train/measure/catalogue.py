@@ -86,6 +86,12 @@ MEASURES = {
         "Top 1; of several labels per image exact match: the logits above 0 are those "
         "of its labels, all of them and no other.",
     ),
+    "worst_class": _prediction(
+        "worst class",
+        "higher",
+        "Accuracy of the class where it is lowest; low for classes of few images, and "
+        "its interval lower.",
+    ),
     "label_accuracy": _prediction(
         "accuracy per label",
         "higher",

@@ -29,6 +29,13 @@ def majority(labels, names) -> dict:
     return {"name": names[int(counts.argmax())], "share": share}
 
 
+def worst(labels, correct) -> float:
+    """The lowest mean of ``correct`` [N] over the classes that occur in labels [N]."""
+    labels = np.asarray(labels, int)
+    counts = np.bincount(labels)
+    return float((np.bincount(labels, correct)[counts > 0] / counts[counts > 0]).min())
+
+
 def class_rows(values: dict, phases, num_classes: int) -> list[dict]:
     """Per class that occurs: its number, its images and what each phase makes of it.
 

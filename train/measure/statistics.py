@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibsgl_jax import metrics
+from train.measure import classes
 from train.measure.catalogue import MEASURES, NUM_BINS, NUM_THRESHOLDS
 from train.measure.precision import mean_average_precision
 
@@ -37,6 +38,7 @@ def ratio(numerator, denominator) -> float:
 
 # Measures that are no means of examples: the statistic, and the values it is made of.
 WHOLE = {
+    "worst_class": (classes.worst, ("label", "accuracy")),
     "calibration_error": (calibration_error, ("confidence", "accuracy")),
     "calibration_scaled": (calibration_error, ("confidence_scaled", "accuracy")),
     "mean_ap": (mean_average_precision, ("logits", "positives")),

@@ -16,7 +16,16 @@ from ibsgl_jax import models, tapping
 from train.data import dataset
 from train.devices import AXIS, over_devices
 from train.errors import ConfigError
-from train.method import guided, icasc, saliency_guided, teacher
+from train.method import (
+    energy,
+    guided,
+    icasc,
+    masktune,
+    rand_r4,
+    rrr,
+    saliency_guided,
+    teacher,
+)
 from train.method.state import layer_name
 from train.method.step import eval_step, train_step
 
@@ -26,7 +35,13 @@ METHODS = {
     "guided": guided.from_phase,
     "saliency_guided": saliency_guided.from_phase,
     "icasc": icasc.from_phase,
+    "rrr": rrr.from_phase,
+    "energy": energy.from_phase,
+    "rand_r4": rand_r4.from_phase,
+    "masktune": masktune.from_phase,
 }
+# Those that read the objects' masks.
+MASKED = ("rrr", "energy", "rand_r4")
 
 
 def make_model(config, num_classes: int, *, axis_name: str | None = None):

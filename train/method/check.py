@@ -188,6 +188,9 @@ def _check_phase(config, name, done, faults):
             "='head': guidance moves the features; choose 'all', or method='plain'",
         )
     _check_ranges(phase, _PHASE_RANGES, faults, name)
+    share = phase.get("mask_share", 1.0)
+    if not 0 <= share <= 1:
+        faults.add(f"{name}.mask_share", f"={share}: give a share in [0, 1]")
     times = f"{name}.num_epochs", f"{name}.warmup_epochs"
     if not faults.has(*times) and phase.warmup_epochs >= phase.num_epochs:
         faults.add(

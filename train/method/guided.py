@@ -36,6 +36,7 @@ def from_phase(model, phase, context):
         method=phase.get("teacher_method", "bottleneck"),
         layer=phase.teacher_layer,
         power=phase.get("teacher_power", 1.0),
+        mask_first=phase.get("mask_first", False),
         config=config.bottleneck,
         # Per part of a batch, so that a step forgets as much as in one piece.
         decay=phase.stats_decay ** (1.0 / context.accumulate_steps),
@@ -104,6 +105,7 @@ def make_guided_penalty(
         network that knows nothing yet has no map worth following, and following it
         keeps a training from scratch at chance.
       teacher_fn: of ``teacher.make_teacher``; its map is averaged down to the features.
+        An example whose map is all zero, as without a mask, is not guided.
 
     Returns:
       ``penalty_fn(Forward)`` for ``train_step``.
@@ -131,6 +133,7 @@ def make_guided_penalty(
         guided = if_guided(when, forward, guide)
         weight = jnp.broadcast_to(now, forward.labels.shape)
         weight = answers.counted(weight, forward.batch)
+        weight &= jnp.any(guided.teacher > 0, axis=(1, 2))  # else nothing is taught
         if only_right:
             weight &= guidance.is_right(guided.logits, forward.labels, config)
         target = jnp.where(now, guided.target_features, frozen.astype(jnp.float32))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import attribution, bottleneck, feature_stats, saliency
-from train.method import answers
+from train.method import answers, masks
 from train.method.state import layer_name, tap
 
 # Networks other than the one that learns: an earlier phase's, and the average's.
@@ -21,6 +21,7 @@ def make_teacher(
     method="bottleneck",
     layer="",
     power=1.0,
+    mask_first=False,
     config,
     decay,
     when=None,
@@ -42,6 +43,7 @@ def make_teacher(
         inner layer comes the rest of the network in evaluation mode, forward and
         backward: once for a CAM, at every step and sample for the bottleneck.
       power: the map divided by its maximum is raised to it: above 1 sharpens.
+      mask_first: an example that has a mask is taught by it, the others by the map.
       config: BottleneckConfig.
       decay: of the moving feature statistics, which are those of the teacher's layer.
       when: function of the step -> bool, whether this step is guided; None: always.
@@ -87,7 +89,8 @@ def make_teacher(
                 ).saliency
             else:
                 teaching = CAMS[method](rest_fn, seen, forward.labels)
-            return sharpened(teaching.astype(jnp.float32), power)
+            teaching = sharpened(teaching.astype(jnp.float32), power)
+            return _or_mask(teaching, forward.batch) if mask_first else teaching
 
         return map_fn, stats
 
@@ -121,6 +124,13 @@ def _seen(model, teacher, layer, forward, head_fn, when):
         return jax.lax.stop_gradient(forward.inner), rest_fn
     images = jax.lax.stop_gradient(forward.images)
     return if_guided(when, forward, lambda: features_fn(images)), rest_fn
+
+
+def _or_mask(maps, batch):
+    """The maps, but for the examples that have a mask: these have that."""
+    mask = batch["mask"]
+    given = masks.known(mask)[:, None, None]
+    return jnp.where(given, masks.resized(mask, maps.shape[1:]), maps)
 
 
 def sharpened(maps, power: float):

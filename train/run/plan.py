@@ -7,7 +7,7 @@ import numpy as np
 from train.data import dataset, transforms
 from train.devices import AXIS
 from train.errors import Faults
-from train.method.build import make_model, make_optimizer, make_schedule
+from train.method.build import MASKED, make_model, make_optimizer, make_schedule
 
 
 class Plan(NamedTuple):
@@ -96,10 +96,7 @@ def _fitting_source(config, name, data, faults):
             f"={phase.method!r} needs two classes or more, to have a wrong one; the "
             f"data has {data.num_classes}",
         )
-    if phase.get("teacher") == "mask" and "mask" not in source[0]:
-        faults.add(
-            f"{name}.teacher", "='mask': the data has no masks; choose another teacher"
-        )
+    _check_masks(phase, name, source, faults)
     if faults.has("batch_size"):
         return source
     if len(source) < config.batch_size:
@@ -116,6 +113,23 @@ def _fitting_source(config, name, data, faults):
                 f"={phase.warmup_epochs} is all of its {num_steps} steps; lower it",
             )
     return source
+
+
+def _check_masks(phase, name, source, faults):
+    """That a phase which reads masks learns from data that has them."""
+    if "mask" in source[0]:
+        return
+    if phase.get("teacher") == "mask":
+        faults.add(
+            f"{name}.teacher", "='mask': the data has no masks; choose another teacher"
+        )
+    if phase.get("mask_first"):
+        faults.add(f"{name}.mask_first", "=True: the data has no masks; leave it out")
+    if phase.method in MASKED:
+        faults.add(
+            f"{name}.method",
+            f"={phase.method!r}: the data has no masks, which it needs",
+        )
 
 
 def _steps(config, phase, source):

@@ -28,6 +28,8 @@ LATER_FIELDS = (
     "tap",
     "link",
     "move",
+    "mask_first",
+    "mask_share",
 )
 
 

@@ -64,6 +64,7 @@ class Builder(photos.PhotoBuilder):
         return self.make_info(
             "Handwritten digits on crops of photographs.",
             tfds.features.ClassLabel(num_classes=10),
+            photo=np.int64,
             digit=np.int64,
         )
 
@@ -94,7 +95,8 @@ def generate_example(config: PhotoDigitsConfig, split: str, index: int) -> dict:
 
 
 @functools.cache
-def _load_digits():
+def open_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images float [1797, 8, 8] in [0, 16] and their classes [1797]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -104,7 +106,7 @@ def _load_digits():
 @functools.cache
 def digit_indices(seed: int, split: str) -> tuple[np.ndarray, ...]:
     """Rows of `load_digits` that belong to `split`, per class; disjoint over splits."""
-    _, labels = _load_digits()
+    _, labels = open_digits()
     order = np.random.default_rng(seed).permutation(len(labels))
     lo, hi = (round(share * len(order)) for share in photos.SHARES[split])
     mine = order[lo:hi]
@@ -113,7 +115,7 @@ def digit_indices(seed: int, split: str) -> tuple[np.ndarray, ...]:
 
 def _draw_digit(rng, digit, size):
     """Opacity [size, size] in [0, 1] of the digit at a random size and place."""
-    pixels = _load_digits()[0][digit]
+    pixels = open_digits()[0][digit]
     ink = pixels > 4
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
     pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -55,6 +55,7 @@ class Builder(photos.PhotoBuilder):
         return self.make_info(
             "Photographed objects on crops of photographs.",
             tfds.features.ClassLabel(names=list(cutouts.CLASSES)),
+            photo=np.int64,
             cutout=np.int64,
         )
 

@@ -61,6 +61,7 @@ class Builder(photos.PhotoBuilder):
         return self.make_info(
             "Patches of materials on crops of photographs.",
             tfds.features.ClassLabel(names=list(TEXTURES)),
+            photo=np.int64,
         )
 
     def make_example(self, split, index):

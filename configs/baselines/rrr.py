@@ -1,0 +1,22 @@
+"""Right for the Right Reasons (Ross et al. 2017) from the quickstart's plain phase.
+
+    python -m train --config=configs/baselines/rrr.py
+
+It needs the objects' masks; `mask_share` keeps them on that share of the images.
+"""
+
+from configs import default, quickstart
+
+
+def phase(**changes):
+    """A phase without input gradients outside of the mask."""
+    return default.plain_phase(method="rrr", weight=0.1, mask_share=1.0, **changes)
+
+
+def get_config():
+    config = quickstart.get_config()
+    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    config.rrr = phase(**same)
+    config.phases = ("plain", "control", "rrr")
+    config.picture_phases = ("plain", "rrr")
+    return config

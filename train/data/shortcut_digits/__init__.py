@@ -1,0 +1,1 @@
+"""The embedded data set `shortcut_digits`: a tfds builder that downloads nothing."""
