@@ -50,9 +50,8 @@ def make_teacher(
       axis_name: pmap axis to average statistics over; None for one device.
 
     Returns:
-      ``teacher_fn(forward, head_fn) -> (map_fn, statistics)``: head_fn is the rest of
-      the network behind ``forward.features``, ``map_fn()`` the map, float32
-      [N, h, w] >= 0 at the teacher's own resolution.
+      ``teacher_fn(forward, head_fn) -> (map_fn, statistics)``: head_fn is what lies
+      behind ``forward.features``, ``map_fn()`` the map, float32 [N, h, w] >= 0.
     """
     if teacher in METHODS:
         method = teacher
