@@ -29,17 +29,26 @@ def test_every_script_can_be_started(name):
     assert callable(module.main)
 
 
+VIT = {"depth": 2, "width": 8, "patch_size": 6, "image_size": 18}
+
+
+@pytest.mark.parametrize(
+    "network, options, layer, side",
+    [("small_resnet", {"num_filters": 4}, "layer1_0", 16), ("small_vit", VIT, "", 18)],
+)
 @pytest.mark.parametrize("name", step.make_phases("layer1_0"))
-def test_the_steps_that_are_timed_train(name):
-    model = models.create("small_resnet", num_classes=3, num_filters=4)
-    phase = step.make_phases("layer1_0")[name]
+def test_the_steps_that_are_timed_train(name, network, options, layer, side):
+    if name not in step.make_phases(layer):
+        pytest.skip("no layer further in")
+    model = models.create(network, num_classes=3, **options)
+    phase = step.make_phases(layer)[name]
     tx = make_optimizer(default.get_config().optimizer, lambda step: 1e-3)
     layer = phase.get("teacher_layer", "")
     state = jax.eval_shape(
-        lambda: create_state(jax.random.key(0), model, tx, 16, layer=layer)
+        lambda: create_state(jax.random.key(0), model, tx, side, layer=layer)
     )
     batch = {
-        "image": jnp.zeros((2, 16, 16, 3), jnp.uint8),
+        "image": jnp.zeros((2, side, side, 3), jnp.uint8),
         "label": jnp.zeros(2, jnp.int32),
     }
     after, sums = jax.eval_shape(step.make_step(model, tx, phase), state, batch)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import losses, metrics, saliency
+from ibsgl_jax import losses, metrics, saliency, tokens
 from ibsgl_jax.models import make_head_fn
 from train.method.fields import numbers
 
@@ -37,9 +37,12 @@ def make_icasc_penalty(model, *, weight, omega, threshold):
     """
 
     def penalty_fn(forward):
+        head_fn, features, _ = tokens.as_map(
+            make_head_fn(model, forward.variables), forward.features
+        )
         separation = attention_separation(
-            make_head_fn(model, forward.variables),
-            forward.features,
+            head_fn,
+            features,
             forward.labels,
             saliency.runner_up(forward.logits, forward.labels),
             omega=omega,
