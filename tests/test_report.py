@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from configs import quickstart
 from ibsgl_jax import attribution
 from train.configuration import reproducing_command
-from train.measure.catalogue import MEASURES
+from train.measure.catalogue import MEASURES, OF_SEVERAL
 from train.show import charts, figures, gallery, report, tables
 
 
@@ -48,6 +48,8 @@ CONTEXT = dict(
     methods={"columns": [], "rows": []},
     sanity=[],
     classes={
+        "score": "accuracy",
+        "last": "taken for",
         "boxes": False,
         "left_out": 2,
         "rows": [{"name": "<b>x", "n": 3, "values": [(None, "–")], "taken_for": ""}],
@@ -78,7 +80,9 @@ class TestMarkdown:
         text = tables.evaluation_markdown(results)
         assert text == (run.workdir / "evaluation.md").read_text()
         rows = [line for line in text.splitlines() if line.startswith("| ")]
-        for measure in MEASURES.values():
+        for key, measure in MEASURES.items():
+            if key in OF_SEVERAL:
+                continue
             assert any(row.startswith(f"| {measure.title}") for row in rows)
             assert f"**{measure.title}**: {measure.definition}" in text
         assert len(

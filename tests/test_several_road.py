@@ -88,6 +88,7 @@ class TestTraining:
 
 
 class TestAfterwards:
+    @pytest.mark.slow
     def test_it_is_evaluated(self, road):
         run = saved_run.Run(road[1])
         source = saved_run.open_split(run)

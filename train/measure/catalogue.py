@@ -241,6 +241,8 @@ MEASURES = {
     ),
     "blank": _maps("blank maps", "lower", "Share of images whose L^c is all zero."),
 }
+# Of several labels per image only.
+OF_SEVERAL = ("label_accuracy", "mean_ap")
 METHOD_COLUMNS = (
     "drop",
     "increase",

@@ -92,7 +92,7 @@ def _entry(values, intervals):
 
 def _split_entry(statistic, arrays, num_resamples: int) -> dict:
     """The entry of a statistic of the whole split, with its interval if resampled."""
-    finite = [np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in arrays]
+    finite = [np.isfinite(a).all(axis=tuple(range(1, a.ndim))) for a in arrays]
     known = np.all(finite, axis=0)
     arrays = [array[known] for array in arrays]
     n = int(known.sum())

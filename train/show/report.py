@@ -176,6 +176,7 @@ def _class_table(results, names):
     rows = sorted(results["classes"], key=lambda row: row[score][after])
     return {
         "score": score.replace("_", " "),
+        "last": "taken for" if score == "accuracy" else "frequency",
         "boxes": any(row.get("box_share") for row in rows),
         "left_out": max(0, len(rows) - MOST_ROWS),
         "rows": [
