@@ -23,6 +23,8 @@ LATER_FIELDS = (
     "class_weights",
     "teacher_method",
     "teacher_power",
+    "mask_first",
+    "mask_share",
     "trackers",
     "layers",
     "tap",
