@@ -30,8 +30,6 @@ LATER_FIELDS = (
     "tap",
     "link",
     "move",
-    "mask_first",
-    "mask_share",
 )
 
 
