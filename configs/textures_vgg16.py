@@ -5,8 +5,8 @@
 
 The task of `textures.py` at 64 pixels, where the features are 4 x 4. The convolutions
 lie in a package (VGG-16's after training for edges, see docs/train.md), so
-`config.pretrained` stays empty; the three dense layers start at random, and are narrow:
-at their full width of 4,096 they would be nine tenths of the network.
+`config.pretrained` stays empty; the three dense layers start at random. They are
+narrow, for at their full width of 4,096 they would be nine tenths of the network.
 """
 
 from configs import default
@@ -26,6 +26,7 @@ def get_config():
 
     config.model = "vgg16"
     config.model_options.dense_features = 256
+    config.model_options.dropout_rate = 0.0
     config.batch_size = 16
     config.log_every = 10
     config.save_epochs = 1.0
