@@ -245,6 +245,9 @@ class TestBadInput:
         other.config.image_size = 64
         with pytest.raises(ConfigError, match="images of 64 pixels and .* 48 pixels"):
             evaluate.comparable([other], run)
+        other.config.link = "sigmoid"
+        with pytest.raises(ConfigError, match="link=sigmoid and .* link=softmax: they"):
+            evaluate.comparable([other], run)
 
     @pytest.mark.slow
     def test_the_command_on_one_image(self, tmp_path, photo_digits_dir, small, capsys):

@@ -405,7 +405,7 @@ def comparable(others, run):
     taken = {run.name}
     for other in others:
         for field, theirs, ours in (
-            ("link=N", *(r.config.get("link", "softmax") for r in (other, run))),
+            ("link=N", *(getattr(r.config, "link", "softmax") for r in (other, run))),
             ("images of N pixels", other.config.image_size, run.config.image_size),
             ("N classes", other.data.num_classes, run.data.num_classes),
         ):
