@@ -18,6 +18,7 @@ ADDED = {
     "RESULTS.md": "RESULTS.md",
     "benchmarks/NOTES.md": "benchmarks/NOTES.md",
     "benchmarks/growth.png": "benchmarks/growth.png",
+    "benchmarks/quality.png": "benchmarks/quality.png",
 }
 TO_SITE = {source: place for place, source in ADDED.items()}
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
