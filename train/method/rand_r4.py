@@ -56,7 +56,9 @@ def make_rand_r4_penalty(model, *, weight, epsilon, num_samples):
             lambda key: jax.random.uniform(key, (num_samples, *images.shape[1:])),
             out_axes=1,
         )(forward.keys)
-        near = jnp.concatenate([images[None], images + epsilon * outside[None] * draws])
+        near = jnp.concatenate(
+            [images[None], images[None] + epsilon * outside[None] * draws]
+        )
         gradients = jnp.abs(jax.grad(cross_entropy)(near))
         wrong = outside * jnp.max(gradients, axis=0)
         # The root has no derivative at 0, where an example has no mask.
