@@ -142,6 +142,8 @@ RUN_BY = {
             "step",
         )
     },
+    ("benchmarks.reach", None): "test_benchmark_commands.py::test_of_a_run",
+    ("benchmarks.beside", None): "test_benchmark_commands.py::test_of_a_run",
 }
 
 
