@@ -207,6 +207,20 @@ class TestConfigs:
         assert config[name].num_epochs == config.control.num_epochs
 
     @pytest.mark.parametrize(
+        "fields, expected",
+        [
+            (dict(method="plain"), []),
+            (dict(method="guided", teacher="hirescam", mask_first=False), []),
+            (dict(method="guided", teacher="mask"), ["teacher"]),
+            (dict(method="guided", mask_first=True), ["mask_first"]),
+            (dict(method="rrr"), ["method"]),
+        ],
+    )
+    def test_who_reads_masks(self, fields, expected):
+        """Such phases are refused without masks, and a TPU's compiler is given some."""
+        assert build.mask_readers(ConfigDict(fields)) == expected
+
+    @pytest.mark.parametrize(
         "field, value", [("mask_share", 1.5), ("weight", -1.0), ("mask_share", -0.1)]
     )
     def test_impossible_values_are_named(self, field, value):

@@ -40,8 +40,19 @@ METHODS = {
     "rand_r4": rand_r4.from_phase,
     "masktune": masktune.from_phase,
 }
-# Those that read the objects' masks.
+# Those that know several labels per image; and those that read the objects' masks.
+OF_SEVERAL_LABELS = ("plain", "guided")
 MASKED = ("rrr", "energy", "rand_r4")
+
+
+def mask_readers(phase) -> list[str]:
+    """The fields by which a phase reads the objects' masks; none if it reads none."""
+    found = {
+        "teacher": phase.get("teacher") == "mask",
+        "mask_first": phase.get("mask_first", False),
+        "method": phase.method in MASKED,
+    }
+    return [field for field, reads in found.items() if reads]
 
 
 def make_model(config, num_classes: int, *, axis_name: str | None = None):

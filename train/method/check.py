@@ -14,6 +14,7 @@ from train.errors import ConfigError, Faults
 from train.method.build import (
     LAYERS,
     METHODS,
+    OF_SEVERAL_LABELS,
     candidates,
     make_model,
     make_penalty,
@@ -131,11 +132,15 @@ def _check_link(config, faults):
         if config[field]:
             faults.add(field, f"={config[field]}:{told}; leave it at 0")
     for name in config.phases:
-        phase = config.get(name, {})
-        if phase.get("method") in ("icasc", "saliency_guided"):
+        if name not in config or config[name].method not in METHODS:
+            continue
+        phase = config[name]
+        if phase.method not in OF_SEVERAL_LABELS:
             faults.add(f"{name}.method", f"={phase.method!r}{told}; choose 'guided'")
         if phase.get("teacher") == "mask":
             faults.add(f"{name}.teacher", f"='mask'{told}; choose another teacher")
+        if phase.get("mask_first"):
+            faults.add(f"{name}.mask_first", f"=True{told}; leave it out")
 
 
 def _check_model(config, faults):

@@ -136,7 +136,8 @@ def save(manager, state, *, accuracy: float, meta: dict):
     Args:
       manager: from ``open_manager``.
       state: TrainState, equal on all devices.
-      accuracy: on the validation split, for keeping the best.
+      accuracy: on the validation split, for keeping the best; with several labels per
+        image their mean average precision.
       meta: small JSON-serialisable dict, returned by ``restore``.
     """
     import orbax.checkpoint as ocp

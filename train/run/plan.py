@@ -7,7 +7,12 @@ import numpy as np
 from train.data import dataset, transforms
 from train.devices import AXIS
 from train.errors import Faults
-from train.method.build import MASKED, make_model, make_optimizer, make_schedule
+from train.method.build import (
+    make_model,
+    make_optimizer,
+    make_schedule,
+    mask_readers,
+)
 
 
 class Plan(NamedTuple):
@@ -119,16 +124,15 @@ def _check_masks(phase, name, source, faults):
     """That a phase which reads masks learns from data that has them."""
     if "mask" in source[0]:
         return
-    if phase.get("teacher") == "mask":
+    mends = {
+        "teacher": "; choose another teacher",
+        "mask_first": "; leave it out",
+        "method": ", which it needs",
+    }
+    for field in mask_readers(phase):
         faults.add(
-            f"{name}.teacher", "='mask': the data has no masks; choose another teacher"
-        )
-    if phase.get("mask_first"):
-        faults.add(f"{name}.mask_first", "=True: the data has no masks; leave it out")
-    if phase.method in MASKED:
-        faults.add(
-            f"{name}.method",
-            f"={phase.method!r}: the data has no masks, which it needs",
+            f"{name}.{field}",
+            f"={phase[field]!r}: the data has no masks{mends[field]}",
         )
 
 

@@ -18,6 +18,7 @@ from train.method.build import (
     make_optimizer,
     make_schedule,
     make_step,
+    mask_readers,
 )
 from train.method.guided import guidance_config
 from train.method.state import create_state, layer_name, state_options, tap
@@ -91,7 +92,7 @@ def compile_step(config, phase, devices, num_classes: int):
     }
     if config.get("link") == "sigmoid":
         batch["positives"] = jax.ShapeDtypeStruct((size, num_classes), jnp.uint8)
-    if phase.get("teacher") == "mask":
+    if mask_readers(phase):
         batch["mask"] = jax.ShapeDtypeStruct((size, side, side), jnp.uint8)
     # A frozen teacher is an earlier phase's network.
     teachers = (state.variables,) if phase.get("teacher") in config.phases else ()
