@@ -1,12 +1,11 @@
 """python -m benchmarks.beside RUN/PHASE ... --out FILE.png: maps of several networks.
 
 The first images of the first run's test split as each network sees them: the map of
-the true class by each method, what the network says, and the object's box. The runs
-must be of one data set, that has boxes.
+the true class by two methods, and what the network says. The runs must be of one data
+set.
 """
 
 import argparse
-import functools
 import sys
 from pathlib import Path
 
@@ -14,46 +13,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import attribution, feature_stats, models, saliency, trained
-from ibsgl_jax.bottleneck import BottleneckConfig
-from train.data import dataset
+from ibsgl_jax import feature_stats, models, trained
 from train.errors import UserError
+from train.measure.batch import method_maps
 from train.method.step import normalize_images
 from train.run import saved_run
+from train.show import figures
 
-METHODS = ("hirescam", "ib")
-TITLES = {"hirescam": "HiResCAM", "ib": "bottleneck"}
-
-
-def explain(variables, images, labels, stats, *, model, image_stats):
-    """(logits, dict method -> maps at the image's size) of uint8 images."""
-    mean, std = image_stats
-    images = normalize_images(images, mean=mean, std=std)
-    features_fn = models.make_features_fn(model, variables)
-    head_fn = models.make_head_fn(model, variables)
-    maps = {
-        method: attribution.attribute(
-            method,
-            features_fn,
-            head_fn,
-            images,
-            labels,
-            key=jax.random.key(0),
-            moments=feature_stats.moments(stats),
-            **({"config": BottleneckConfig(num_steps=20)} if method == "ib" else {}),
-        )
-        for method in METHODS
-    }
-    return head_fn(features_fn(images)), maps
+METHODS = {"hirescam": "HiResCAM", "ib": "bottleneck"}
 
 
-def first_batch(run, number):
-    source = dataset.first_examples(run.data.test, number)
-    examples = [source[i] for i in range(number)]
-    return {
-        name: np.stack([e[name] for e in examples])
-        for name in ("image", "label", "bbox")
-    }
+def explain(network, batch):
+    """(probabilities [N, C], dict method -> maps [N, H, W]) of a ``TrainedModel``."""
+    stats = dict(mean=network.preprocessing.mean, std=network.preprocessing.std)
+    moments = feature_stats.moments(network.stats)
+
+    @jax.jit
+    def explain_fn(variables, batch):
+        images = normalize_images(batch["image"], **stats)
+        features = models.make_features_fn(network.model, variables)(images)
+        logits = models.make_head_fn(network.model, variables)(features)
+        bound = dict(model=network.model, image_stats=stats)
+        return jax.nn.softmax(logits), {
+            method: method_maps(variables, moments, batch, method=method, **bound)
+            for method in METHODS
+        }
+
+    places = jnp.arange(len(batch["label"]))
+    return jax.device_get(explain_fn(network.variables, {**batch, "place": places}))
 
 
 def main(argv=None):
@@ -67,70 +54,35 @@ def main(argv=None):
         run = saved_run.Run(Path(args.networks[0]).parent)
     except UserError as error:
         parser.error(str(error))
-    batch = first_batch(run, args.images)
-    rows = []
-    for network in map(Path, args.networks):
-        model = trained.load(network.parent / "models" / f"{network.name}.npz")
-        image_stats = model.preprocessing.mean, model.preprocessing.std
-        explain_fn = functools.partial(
-            explain, model=model.model, image_stats=image_stats
-        )
-        logits, maps = jax.jit(explain_fn)(
-            model.variables,
-            jnp.asarray(batch["image"]),
-            jnp.asarray(batch["label"]),
-            model.stats,
-        )
-        rows.append((np.asarray(jax.nn.softmax(logits)), jax.device_get(maps)))
-    draw(batch, rows, args.names or args.networks, args.out)
-    print(args.out)
+    batch = figures.first_images(run.config, run.data.test, args.images)
+    seen = []
+    for path in map(Path, args.networks):
+        network = trained.load(path.parent / "models" / f"{path.name}.npz")
+        seen.append(explain(network, batch))
+    figure = draw(batch, seen, args.names or args.networks)
+    print(figures.save(figure, args.out))
     return 0
 
 
-def draw(batch, rows, names, path):
-    """A row an image, a column a network and method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    columns = 1 + len(rows) * len(METHODS)
-    number = len(batch["image"])
-    figure, axes = plt.subplots(
-        number, columns, figsize=(1.6 * columns, 1.85 * number), squeeze=False
-    )
-    grey = batch["image"].mean(-1)
-    size = grey.shape[1:]
-    for i, line in enumerate(axes):
-        top, left, bottom, right = batch["bbox"][i] * (*size, *size)
+def draw(batch, seen, names):
+    """A figure: a row for each image, a column for each network and method."""
+    number, columns = len(batch["image"]), 1 + len(seen) * len(METHODS)
+    figure, axes = figures.grid(number, columns)
+    for row, line in enumerate(axes):
+        label = int(batch["label"][row])
         for axis in line:
-            axis.set(xticks=[], yticks=[])
-            axis.imshow(grey[i], cmap="gray", vmin=0, vmax=255)
-            axis.add_patch(
-                plt.Rectangle(
-                    (left - 0.5, top - 0.5),
-                    right - left,
-                    bottom - top,
-                    fill=False,
-                    edgecolor="white",
-                    linewidth=1,
-                )
-            )
-        line[0].imshow(batch["image"][i])
-        line[0].set_ylabel(int(batch["label"][i]), fontsize=9)
-        columns = iter(line[1:])
-        for name, (probs, maps) in zip(names, rows, strict=True):
-            for method in METHODS:
-                axis = next(columns)
-                heat = np.asarray(saliency.normalize(maps[method][i : i + 1])[0])
-                axis.imshow(heat, cmap="inferno", alpha=0.35 + 0.5 * heat)
-                if i == 0:
-                    axis.set_title(f"{name}\n{TITLES[method]}", fontsize=9)
-                says, true = probs[i].argmax(), probs[i][batch["label"][i]]
-                axis.set_xlabel(f"says {says}, P of the true {true:.2f}", fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            figures.show_image(axis, batch, row, title="")
+        line[0].set_ylabel(label, fontsize=9)
+        rest = iter(line[1:])
+        for name, (probs, maps) in zip(names, seen, strict=True):
+            for method, title in METHODS.items():
+                axis, heat = next(rest), np.asarray(maps[method][row])
+                figures.show_heat(axis, heat, heat)
+                if row == 0:
+                    axis.set_title(f"{name}, {title}", fontsize=9)
+                says, true = probs[row].argmax(), probs[row][label]
+                axis.set_xlabel(f"says {says}\nP of the true {true:.2f}", fontsize=8)
+    return figure
 
 
 if __name__ == "__main__":

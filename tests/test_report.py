@@ -176,10 +176,10 @@ class TestGallery:
         ) == [0, 1]
 
     def test_a_negligible_map_is_no_colour(self):
-        axis = figures._grid(1, 1)[1][0, 0]
+        axis = figures.grid(1, 1)[1][0, 0]
         heat = np.eye(4)
         for strength, expected in ((1.0, 1.0), (50.0, 1.0), (1e-3, 1e-3)):
-            figures._show_heat(axis, 1e-6 * heat, 1e-6 * heat, strength=strength)
+            figures.show_heat(axis, 1e-6 * heat, 1e-6 * heat, strength=strength)
             np.testing.assert_allclose(axis.images[-1].get_array().max(), expected)
 
 

@@ -45,7 +45,7 @@ def write_before_after(
     ``num_statistics`` training images give the bottleneck its statistics.
     """
     before, after = phases
-    batch = _first_images(config, data.test, config.picture_rows)
+    batch = first_images(config, data.test, config.picture_rows)
     maps = _maps_of_phases(
         config, model, states, (before, after), batch, data.train, num_statistics
     )
@@ -58,16 +58,16 @@ def write_before_after(
         (f"$L^c$ {after}", after, "c"),
         (f"$L^p$ {after}", after, "p"),
     ]
-    figure, axes = _grid(len(batch["image"]), len(columns))
+    figure, axes = grid(len(batch["image"]), len(columns))
     for row in range(len(axes)):
         for axis, (title, phase, kind) in zip(axes[row], columns, strict=True):
-            _show_image(axis, batch, row, title=title if row == 0 else None)
+            show_image(axis, batch, row, title=title if row == 0 else None)
             if phase is None:
                 axis.set_ylabel(short(names[batch["label"][row]]), fontsize=9)
                 continue
             values = maps[phase]
             bits = values["bits"][row]
-            _show_heat(
+            show_heat(
                 axis,
                 values[kind][row],
                 values["c" if kind == "p" else kind][row],
@@ -84,7 +84,7 @@ def write_before_after(
                     f"says {short(names[predicted])}\nP of the true {probability:.2f}",
                     fontsize=8,
                 )
-    return _save(figure, Path(workdir) / "before_after.png")
+    return save(figure, Path(workdir) / "before_after.png")
 
 
 def write_suppression(
@@ -98,7 +98,7 @@ def write_suppression(
     an image share a scale per phase.
     """
     before = phases[0]
-    batch = _first_images(config, data.test, 4)
+    batch = first_images(config, data.test, 4)
     maps = _maps_of_phases(
         config, model, states, phases, batch, data.train, num_statistics
     )
@@ -108,10 +108,10 @@ def write_suppression(
         for phase in phases
         for title, kind in (("$L^c$", "c"), ("$L^p$", "p"), ("overlap", "both"))
     ]
-    figure, axes = _grid(len(batch["image"]), len(columns), foot=0.15)
+    figure, axes = grid(len(batch["image"]), len(columns), foot=0.15)
     for row in range(len(axes)):
         for axis, (title, phase, kind) in zip(axes[row], columns, strict=True):
-            _show_image(axis, batch, row, title=title if row == 0 else None)
+            show_image(axis, batch, row, title=title if row == 0 else None)
             label = batch["label"][row]
             if phase is None:
                 probs = [maps[name]["probs"][row] for name in phases]
@@ -126,7 +126,7 @@ def write_suppression(
                 axis.set_xlabel("\n".join(lines), fontsize=8)
                 continue
             values = maps[phase]
-            _show_heat(axis, values[kind][row], values["c"][row])
+            show_heat(axis, values[kind][row], values["c"][row])
             score = {
                 "c": f"P {values['prob_c'][row]:.3f}",
                 "p": f"{short(names[values['other'][row]])}, "
@@ -134,7 +134,7 @@ def write_suppression(
                 "both": f"overlap {values['overlap'][row]:.3f}",
             }[kind]
             axis.set_xlabel(score, fontsize=8)
-    return _save(figure, Path(workdir) / "suppression.png")
+    return save(figure, Path(workdir) / "suppression.png")
 
 
 def write_deletion(config, model, states, data, workdir, phases) -> Path:
@@ -143,7 +143,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
     The most salient pixels of L^c go first and become black; P is the label's
     probability. One row per image and phase.
     """
-    batch = _first_images(config, data.test, 3)
+    batch = first_images(config, data.test, 3)
     images = normalize_images(batch["image"], **dataset.image_stats(config))
     labels, names = batch["label"], class_names(data)
     black = black_pixel(dataset.image_stats(config))
@@ -163,7 +163,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
         )
         return jnp.stack(seen), jnp.stack([prob_fn(x) for x in seen]), curve
 
-    figure, axes = _grid(2 * len(labels), len(DELETED) + 1)
+    figure, axes = grid(2 * len(labels), len(DELETED) + 1)
     for number, phase in enumerate(phases):
         seen, probs, curve = jax.device_get(deleted(states[phase].variables, DELETED))
         pictures = _to_pixels(seen, **dataset.image_stats(config))
@@ -192,7 +192,7 @@ def write_deletion(config, model, states, data, workdir, phases) -> Path:
             axis.set_yticks([0, 0.5, 1])
             axis.tick_params(labelsize=7)
             axis.set_box_aspect(1)
-    return _save(figure, Path(workdir) / "deletion.png")
+    return save(figure, Path(workdir) / "deletion.png")
 
 
 def overlay(image, heat, *, bbox=None, side: int = 144):
@@ -228,7 +228,7 @@ def overlay(image, heat, *, bbox=None, side: int = 144):
     return np.asarray(picture)
 
 
-def _first_images(config, source, number):
+def first_images(config, source, number):
     """The first images; where they have several labels or none, those that have one."""
     if "positives" in source[0]:
         labelled = (i for i in range(len(source)) if source[i]["positives"].any())
@@ -298,7 +298,8 @@ def _to_pixels(images, *, mean, std):
     return np.clip(images * np.asarray(std) + np.asarray(mean), 0, 1)
 
 
-def _grid(num_rows, num_columns, *, foot=0.0):
+def grid(num_rows, num_columns, *, foot=0.0):
+    """A figure and its axes [rows, columns], one for each image or map."""
     from matplotlib.figure import Figure
 
     size = 1.75 * num_columns, (1.9 + foot) * num_rows + 0.3
@@ -306,7 +307,8 @@ def _grid(num_rows, num_columns, *, foot=0.0):
     return figure, figure.subplots(num_rows, num_columns, squeeze=False)
 
 
-def _show_image(axis, batch, row, *, title):
+def show_image(axis, batch, row, *, title):
+    """An image of a batch, with the object's box where there is one."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.imshow(batch["image"][row], interpolation="nearest")
@@ -316,7 +318,7 @@ def _show_image(axis, batch, row, *, title):
         _draw_box(axis, batch["bbox"][row], batch["image"].shape[1:3])
 
 
-def _show_heat(axis, heat, scale, *, strength=1.0):
+def show_heat(axis, heat, scale, *, strength=1.0):
     """The map over the image, divided by the maximum of the map ``scale``.
 
     Below a strength of 1 it is as much fainter: a map of next to nothing is no colour.
@@ -342,7 +344,8 @@ def _draw_box(axis, bbox, size):
     )
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Writes a figure; returns the path."""
     with warnings.catch_warnings():
         # A class may be called by a sign that the font lacks: a box stands for it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
