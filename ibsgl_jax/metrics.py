@@ -66,6 +66,7 @@ from ibsgl_jax.predictions import (
     calibration_error,
     label_accuracy,
     nll,
+    probabilities,
     probability,
 )
 
@@ -107,6 +108,7 @@ __all__ = [
     "pearson",
     "pixel_ranks",
     "pointing_hit",
+    "probabilities",
     "probability",
     "rank_correlation",
     "sum_and_count",

@@ -29,6 +29,12 @@ def check_link(link: str) -> None:
         raise ValueError(f"link={link!r}: choose one of {LINKS}")
 
 
+def probabilities(logits: chex.Array, *, link: str = "softmax") -> chex.Array:
+    """Of all classes of a head's logits [N, C]: [N, C], by ``link`` as in ``nll``."""
+    check_link(link)
+    return jax.nn.softmax(logits) if link == "softmax" else jax.nn.sigmoid(logits)
+
+
 def probability(
     logits: chex.Array, classes: chex.Array, *, link: str = "softmax"
 ) -> chex.Array:

@@ -27,4 +27,4 @@ def test_a_sign_that_the_font_lacks_is_no_warning(tmp_path):
     figure.text(0.5, 0.5, names.short("fine ✅ 💥"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert figures._save(figure, tmp_path / "a.png").exists()
+        assert figures.save(figure, tmp_path / "a.png").exists()

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import photos
 from ibsgl_jax import images, trained
 from ibsgl_jax.app import cli
 from tests import pictures, tiny_run
@@ -43,23 +42,13 @@ def fill(folder, number=20):
 
 def make_config(**changes):
     """configs/photos.py with a network of seconds."""
-    config = photos.get_config()
-    config.model = "small_resnet"
-    config.model_options.stage_sizes = (1,)
-    config.model_options.stage_strides = (2,)
-    config.model_options.num_filters = 8
-    config.augment = "shift"
-    config.fit, config.eval_transform = "squash", "none"
+    config = tiny_run.make_photos_config()
     config.head.init = "random"
     config.head.num_epochs = 1.0
     config.plain.num_epochs = 6.0
-    config.plain.warmup_epochs = 0.0
-    config.plain.learning_rate = 0.01
-    config.control.num_epochs = config.guided.num_epochs = 1.0
+    config.control.num_epochs = 1.0
     config.guided.bottleneck.num_steps = 3
     config.class_weights = 0.5
-    config.tensorboard = config.progress = False
-    config.picture_phases = ()
     config.update(changes)
     return config
 

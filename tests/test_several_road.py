@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs import photos
 from ibsgl_jax import trained
 from ibsgl_jax.app import cli
-from tests import shapes
+from tests import shapes, tiny_run
 from train import evaluate, scores, teachers
 from train.run import loop, saved_run
 
@@ -18,25 +17,14 @@ PHASES = ("plain", "guided")
 
 def make_config(**changes):
     """configs/photos.py with a network of seconds."""
-    config = photos.get_config()
+    config = tiny_run.make_photos_config()
     config.link = "sigmoid"
-    config.model = "small_resnet"
-    config.model_options.stage_sizes = (1,)
-    config.model_options.stage_strides = (2,)
-    config.model_options.num_filters = 8
-    config.augment = "shift"
-    config.fit, config.eval_transform = "squash", "none"
     config.phases = PHASES
     config.plain.init = "random"
     config.plain.num_epochs = 10.0
-    config.plain.warmup_epochs = 0.0
-    config.plain.learning_rate = 0.01
-    config.guided.num_epochs = 1.0
     config.guided.every = 1
     config.guided.release = 0.0
     config.save_epochs = 5.0
-    config.tensorboard = config.progress = False
-    config.picture_phases = ()
     config.update(changes)
     return config
 
@@ -61,7 +49,7 @@ class TestTraining:
             assert 0 <= means["accuracy"] <= means["label_accuracy"] <= 1
             assert means["nll"] < np.log(2)
 
-    def test_the_phase_is_chosen_by_it(self, road):
+    def test_the_start_is_chosen_by_the_likelihood(self, road):
         starts = json.loads((road[1] / "starts.json").read_text())
         lines = (road[1] / "metrics.jsonl").read_text().splitlines()
         found = [json.loads(line) for line in lines]

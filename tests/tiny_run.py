@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from configs import default
+from configs import default, photos
 from train.method.build import make_model, make_optimizer, make_schedule
 from train.method.state import create_state
 from train.run import checkpoint
@@ -31,6 +31,23 @@ def make_config(data_dir, *, phases=("plain", "control", "guided")):
     config.tensorboard = False
     config.picture_phases = ()
     return config.lock()
+
+
+def make_photos_config():
+    """configs/photos.py with a network of seconds, on pictures as they are."""
+    config = photos.get_config()
+    config.model = "small_resnet"
+    config.model_options.stage_sizes = (1,)
+    config.model_options.stage_strides = (2,)
+    config.model_options.num_filters = 8
+    config.augment = "shift"
+    config.fit, config.eval_transform = "squash", "none"
+    config.plain.warmup_epochs = 0.0
+    config.plain.learning_rate = 0.01
+    config.guided.num_epochs = 1.0
+    config.tensorboard = config.progress = False
+    config.picture_phases = ()
+    return config
 
 
 def make_guided_config(data_dir):

@@ -39,20 +39,19 @@ class Panel(NamedTuple):
     method: str
     unit: str | None = None
 
-    def caption(self, peak: float) -> str:
-        """What stands below a map whose brightest colour stands for peak > 0."""
-        if self.unit is None:
-            return ""
-        bits = float(np.sum(self.heat))
-        if bits < NEGLIGIBLE_BITS:
-            return f"{bits:.1g} bits in all: negligible"
-        return f"up to {peak:.2g} {self.unit}"
-
+    @property
     def strength(self) -> float:
         """The share of its colour that a map is drawn with, in [0, 1]."""
         if self.unit is None:
             return 1.0
         return min(1.0, float(np.sum(self.heat)) / NEGLIGIBLE_BITS)
+
+    def caption(self, peak: float) -> str:
+        """Of a map with a unit, whose brightest colour stands for peak > 0."""
+        if self.strength < 1.0:
+            bits = self.strength * NEGLIGIBLE_BITS
+            return f"{bits:.1g} bits in all: negligible"
+        return f"up to {peak:.2g} {self.unit}"
 
 
 def overlay(panel: Panel, *, title: str) -> bytes:
@@ -65,7 +64,7 @@ def overlay(panel: Panel, *, title: str) -> bytes:
     title = f"{_shorten(shown(title), 44)}\n{panel.method}"
     axes.set_title(title, fontsize=13, **_AS_TEXT)
     if peak > 0:
-        if panel.strength() < 1.0:
+        if panel.strength < 1.0:
             axes.set_xlabel(panel.caption(peak), fontsize=11)
         bar = figure.colorbar(
             _scale(1.0 if panel.unit is None else peak),
@@ -133,7 +132,7 @@ def _draw(axes, panel: Panel) -> float:
         axes.set_xlabel("the map is zero everywhere", fontsize=11)
         return 0.0
     colours = _colours(heat / peak)
-    colours[..., 3] *= panel.strength()
+    colours[..., 3] *= panel.strength
     axes.imshow(colours, extent=(0, width, height, 0), interpolation="bilinear")
     return peak
 

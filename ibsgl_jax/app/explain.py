@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import attribution
+from ibsgl_jax import attribution, metrics
 from ibsgl_jax.app import box_entries, drawing, outputs, photos, stats_cache, terminal
 from ibsgl_jax.app import classifier as classifiers
 from ibsgl_jax.app.classifier import Classifier
@@ -331,8 +331,7 @@ def make_explain_fn(
 
 
 def _describe(source, photo, logits, target, classifier: Classifier) -> dict:
-    to_probabilities = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
-    probabilities = np.asarray(to_probabilities[classifier.link](logits))
+    probabilities = np.asarray(metrics.probabilities(logits, link=classifier.link))
 
     def one_class(index):
         return {

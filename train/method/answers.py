@@ -6,7 +6,6 @@ explained. In any other ``label`` is all that an image has, under a softmax. Whi
 is known before a step is compiled, and the second costs no operation more.
 """
 
-import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import metrics, saliency
@@ -42,9 +41,7 @@ def probability(logits, batch, classes=None):
 
 def probabilities(logits, batch):
     """Of all classes, [N, C]."""
-    if link_of(batch) == "softmax":
-        return jax.nn.softmax(logits)
-    return jax.nn.sigmoid(logits)
+    return metrics.probabilities(logits, link=link_of(batch))
 
 
 def runner_up(logits, batch):

@@ -144,7 +144,7 @@ def _loss(params, batch_stats, stats, batch, *, forward_fn, penalty_fn, shared):
     """``mean(task + penalty)``; new statistics of both kinds and the step's sums."""
     variables = {"params": params, "batch_stats": batch_stats}
     forward, task, batch_stats = forward_fn(variables, batch)
-    logits = forward[5]
+    *_, logits, _, _ = forward
     total, diagnostics = task, {}
     if penalty_fn is not None:
         penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))

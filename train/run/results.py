@@ -21,21 +21,11 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
     Returns:
       dict phase name -> dict of means (see ``batch.measure``).
     """
-    results, checks, judge = {}, {}, sanity
-    if config.link == "sigmoid":
-        judge = sanity_several
-    else:
-        labels = [int(data.test[i]["label"]) for i in range(len(data.test))]
+    judge, examine = _judge(config, data)
+    results, checks = {}, {}
     for name, state in states.items():
         values = splits.measure_split(config, model, state.variables, data.test)
-        if judge is sanity:
-            checks[name] = judge.examine(
-                labels, values["predicted"], values["blank"], data.num_classes
-            )
-        else:
-            checks[name] = judge.examine(
-                values["logits"], values["positives"], values["blank"]
-            )
+        checks[name] = examine(values)
         keys = [k for k, v in values.items() if v.ndim == 1 and k != "predicted"]
         keys.append("mean_ap")  # of several labels
         summary = statistics.summarize(values, keys=keys)
@@ -62,3 +52,15 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
                 config, model, states, data, workdir, phases=phases
             )
     return results
+
+
+def _judge(config, data):
+    """The first sanity check, and its ``examine`` as a function of measured values."""
+    if config.link == "sigmoid":
+        return sanity_several, lambda values: sanity_several.examine(
+            values["logits"], values["positives"], values["blank"]
+        )
+    labels = [int(data.test[i]["label"]) for i in range(len(data.test))]
+    return sanity, lambda values: sanity.examine(
+        labels, values["predicted"], values["blank"], data.num_classes
+    )

@@ -82,9 +82,13 @@ def sentence(name: str, found: dict, class_names) -> str:
             f"{found['num_images']} pictures, and of class {class_names[worst]} "
             f"{found['recall'][worst]:.0%} are found."
         )
-    if found["blank"] > MANY_BLANK:
-        share = f"{found['blank']:.0%}"
-        return f"{share} of the maps of {name} are blank: nothing is seen there."
+    return blank_sentence(name, found["blank"])
+
+
+def blank_sentence(name: str, share: float) -> str:
+    """One sentence on a phase, a large share of whose maps are blank; else ""."""
+    if share > MANY_BLANK:
+        return f"{share:.0%} of the maps of {name} are blank: nothing is seen there."
     return ""
 
 
@@ -110,6 +114,11 @@ def text(phases: dict, class_names) -> str:
     last, found = list(phases.items())[-1]
     blocks.append(confusion_table(last, found, class_names))
     notes = [sentence(name, found, class_names) for name, found in phases.items()]
+    return with_notes(blocks, notes)
+
+
+def with_notes(blocks, notes) -> str:
+    """Blocks of text, and below them the sentences that are not empty."""
     return "\n\n".join([*blocks, *(f"NOTE: {note}" for note in notes if note)])
 
 

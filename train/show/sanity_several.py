@@ -8,7 +8,7 @@ import numpy as np
 
 from train.measure import precision
 from train.show.markdown import markdown
-from train.show.sanity import MANY_BLANK, SHOWN
+from train.show.sanity import SHOWN, blank_sentence, with_notes
 
 
 def examine(logits, positives, blank) -> dict:
@@ -28,7 +28,7 @@ def examine(logits, positives, blank) -> dict:
     shares = np.where(shares > 0, shares, np.nan)
     found = precision.average_precisions(logits, positives)
     known = blank[np.isfinite(blank)]
-    mean, chance = float(np.nanmean(found)), float(np.nanmean(shares))
+    mean, chance = float(np.nanmean(found)), precision.chance(positives)
     verdict = "weak" if np.any(found <= shares) else "ok"
     return {
         "num_images": len(logits),
@@ -59,10 +59,7 @@ def sentence(name: str, found: dict, class_names) -> str:
             f"{found['num_images']} pictures, its frequency "
             f"{found['frequency'][worst]:.1%}."
         )
-    if found["blank"] > MANY_BLANK:
-        share = f"{found['blank']:.0%}"
-        return f"{share} of the maps of {name} are blank: nothing is seen there."
-    return ""
+    return blank_sentence(name, found["blank"])
 
 
 def text(phases: dict, class_names) -> str:
@@ -90,4 +87,4 @@ def text(phases: dict, class_names) -> str:
     rows.append(("mean of all", *means, f"{last['chance']:.1%}"))
     blocks = [markdown((head, *phases, "frequency (chance)"), rows)]
     notes = [sentence(name, found, class_names) for name, found in phases.items()]
-    return "\n\n".join([*blocks, *(f"NOTE: {note}" for note in notes if note)])
+    return with_notes(blocks, notes)
