@@ -127,7 +127,7 @@ class TestRelativeStep:
         assert np.all(result.target_loss < result.loss)
 
     def test_the_backbone_feels_more_of_it(self):
-        """Behind a ReLU: the gradient that reaches its input is as the step asked."""
+        """Behind a ReLU, at one learning rate, the saliency loss falls by more."""
         head, features, labels, teacher = small_case()
         before = features - jnp.median(features)
 
@@ -138,16 +138,15 @@ class TestRelativeStep:
             return jnp.sum(guidance.divergence_from(guided, features, config))
 
         def fall(move):
-            """Of the saliency loss, along the gradient, from the same divergence."""
-            gradient = jax.grad(pull)(before, move)
-            after = before - 0.01 * gradient / jnp.linalg.norm(gradient)
+            """Of the saliency loss, along the divergence's own gradient."""
+            after = before - jax.grad(pull)(before, move)
             loss = [
                 guide_to(head, jax.nn.relu(a), labels, teacher).loss.sum()
                 for a in (before, after)
             ]
             return loss[0] - loss[1]
 
-        assert fall("active") > fall("all")
+        assert fall("active") > 1.1 * fall("all")
 
     def test_loss_falls_along_a_short_step(self):
         result = guide_to(*small_case(), config=GuidanceConfig(step_size=0.01))
