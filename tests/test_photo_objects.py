@@ -78,7 +78,13 @@ class TestSplits:
         assert len(of_classes) == 8 and all(len(names) >= 2 for names in of_classes)
         assert len(others) >= 6 and len(backgrounds) >= 4
 
-    @pytest.mark.parametrize("split", SPLITS)
+    def test_seen_has_the_objects_of_train_in_scenes_of_validation(self):
+        seen, train, validation = map(
+            photo_objects.pictures, ("seen", "train", "validation")
+        )
+        assert seen == (train[0], *validation[1:])
+
+    @pytest.mark.parametrize("split", cutouts.SPLITS)
     def test_a_split_opens_its_own_only(self, split, share, monkeypatch):
         opened = set()
         for name in ("_open_cutout", "_open_background"):
@@ -112,6 +118,7 @@ class TestGenerateExample:
         for other in (
             photo_objects.generate_example(config, "train", 8),
             photo_objects.generate_example(config, "test", 7),
+            photo_objects.generate_example(config, "seen", 7),
             photo_objects.generate_example(photo_objects.make_config(), "train", 7),
         ):
             assert other["image"] != example["image"]
@@ -156,6 +163,7 @@ class TestPrepare:
         assert sources.class_names(builder) == tuple(cutouts.CLASSES)
         source = sources.open_source(builder, "train")
         assert len(source) == 4 and source[0]["image"].shape == (160, 160, 3)
+        assert len(sources.open_source(builder, "seen")) == 2
         assert source[0]["mask"].max() == 1
 
     def test_says_what_to_install(self, tmp_path, monkeypatch):

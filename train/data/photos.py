@@ -84,7 +84,9 @@ def make_config(builder_class, name: str, options: dict) -> PhotoConfig:
 
 
 class PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder of the splits of `SHARES`; a subclass gives `make_example`."""
+    """A builder of `SPLITS`; a subclass gives `make_example`, and may have more."""
+
+    SPLITS = tuple(SHARES)
 
     def make_example(self, split: str, index: int) -> dict:
         """One example, a function of the config's seed, split and index alone."""
@@ -113,7 +115,7 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing to download
-        return {split: self._generate_examples(split) for split in SHARES}
+        return {split: self._generate_examples(split) for split in self.SPLITS}
 
     def _generate_examples(self, split):
         for index in range(getattr(self.builder_config, f"num_{split}")):
@@ -122,7 +124,7 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def example_rng(seed: int, split: str, index: int) -> np.random.Generator:
     """The generator of everything random in one example."""
-    return np.random.default_rng([seed, list(SHARES).index(split), index])
+    return np.random.default_rng([seed, (*SHARES, "seen").index(split), index])
 
 
 def strip_box(size: tuple[int, int], split: str) -> tuple[int, int, int, int]:

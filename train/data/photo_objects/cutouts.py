@@ -2,7 +2,8 @@
 
 The cut-outs are the photographs, looked at one by one, of tuxpaint-stamps-default;
 what is drawn there is left out. Pictures of one animal or of one kind of thing (a gnu
-and its calf, five apples) are in one split. Backgrounds show none of the classes.
+and its calf, five apples) are in one split. Backgrounds show none of the classes. The
+split "seen" has the cut-outs of train in scenes of validation.
 """
 
 STAMPS = "tuxpaint/stamps"
@@ -124,6 +125,14 @@ BACKGROUNDS = {
     + (PLASMA.format("Grey"), PLASMA.format("Path")),
     "test": (MATE.format("Wood"), PLASMA.format("summer_1am"))
     + (PLASMA.format("ColdRipple"), PLASMA.format("Kite")),
+}
+
+# A split, whose cut-outs it shows, and whose things and backgrounds.
+SPLITS = {
+    "train": ("train", "train"),
+    "validation": ("validation", "validation"),
+    "test": ("test", "test"),
+    "seen": ("train", "validation"),
 }
 
 

@@ -4,8 +4,9 @@
 
 A cut-out of a bird, a flower, a tool and so on, turned, mirrored and of random size, is
 pasted on a crop of a photograph, beside a thing that is no class. The cut-out's opacity
-is the mask. The pictures are those that Debian packages; a split has cut-outs, things
-beside them and backgrounds of its own (`cutouts`).
+is the mask. The pictures are those that Debian packages; train, validation and test
+have cut-outs, things beside them and backgrounds of their own, and a fourth split,
+"seen", has the cut-outs of train in scenes of validation (`cutouts`).
 """
 
 import dataclasses
@@ -37,6 +38,10 @@ class ObjectsConfig(photos.PhotoConfig):
     num_validation: int = 500
     num_test: int = 500
 
+    @property
+    def num_seen(self) -> int:
+        return self.num_validation
+
 
 def make_config(name: str = "independent", **options) -> ObjectsConfig:
     """Returns the config for some options; see `photos.make_config`."""
@@ -46,7 +51,8 @@ def make_config(name: str = "independent", **options) -> ObjectsConfig:
 class Builder(photos.PhotoBuilder):
     """Builder of `photo_objects`; prepare it with `file_format="array_record"`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    SPLITS = tuple(cutouts.SPLITS)
     BUILDER_CONFIGS = [
         ObjectsConfig(name="independent", description="Photo independent of class")
     ]
@@ -68,17 +74,18 @@ class Builder(photos.PhotoBuilder):
 
 
 def pictures(split: str) -> tuple[list[tuple[str, ...]], tuple[str, ...], tuple]:
-    """Paths under `SHARE` that a split owns.
+    """Paths under `SHARE` that a split of `cutouts.SPLITS` shows.
 
     Returns:
       (cut-outs of each class, things of no class, backgrounds).
     """
+    objects, scenes = cutouts.SPLITS[split]
     of_classes = [
-        cutouts.stamps(folder, names[split])
+        cutouts.stamps(folder, names[objects])
         for folder, names in cutouts.CLASSES.values()
     ]
-    others = cutouts.stamps("", cutouts.OTHERS[split])
-    return of_classes, others, cutouts.BACKGROUNDS[split]
+    others = cutouts.stamps("", cutouts.OTHERS[scenes])
+    return of_classes, others, cutouts.BACKGROUNDS[scenes]
 
 
 def check_installed():
