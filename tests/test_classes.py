@@ -1,8 +1,9 @@
 """Counts of (class, answer), rows of classes, and what is chance."""
 
 import numpy as np
+import pytest
 
-from train.measure.classes import class_rows, confusion, majority, worst
+from train.measure.classes import balanced, class_rows, confusion, majority, worst
 
 
 def test_confusion_by_hand():
@@ -17,6 +18,12 @@ def test_majority_is_the_share_of_the_most_frequent():
 def test_worst_is_the_lowest_mean_of_a_class_that_occurs():
     assert worst([0, 0, 3, 3, 3], np.array([1.0, 1, 1, 0, 0])) == 1 / 3
     assert worst([2, 2], np.array([1.0, 1.0])) == 1.0
+
+
+def test_balanced_accuracy_counts_every_class_alike():
+    correct = np.array([1.0, 1, 1, 0, 0])
+    assert balanced([0, 0, 3, 3, 3], correct) == pytest.approx((1 + 1 / 3) / 2)
+    assert balanced([1, 1, 1, 1, 1], correct) == pytest.approx(0.6)
 
 
 def test_rows_are_means_of_a_class():

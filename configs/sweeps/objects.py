@@ -1,11 +1,14 @@
 """Which map should teach a pretrained network on real objects: three seeds.
 
-    python -m train.sweep configs/sweeps/objects.py
+    python -m train.sweep configs/sweeps/objects.py --num-perturbed 0
+    python -m train.sweep configs/sweeps/objects.py --split seen --num-perturbed 0
 
-All teachers are at the layer of twice the last one's resolution, in every fourth step,
-with one mu. "hirescam_squared" is the default; "oracle" is the object's true mask,
-"strong" a teacher in every step of the phase with five times the mu, and "active" that
-with a step on the elements above zero alone (`python -m benchmarks.reach`).
+The second command measures the same networks on objects that they learned from, in
+scenes that they did not. All teachers are at the layer of twice the last one's
+resolution, in every fourth step, with one mu. "hirescam_squared" is the default;
+"oracle" is the object's true mask, "strong" a teacher in every step of the phase with
+five times the mu, and "active" that with a step on the elements above zero alone
+(`python -m benchmarks.reach`).
 """
 
 from configs import default, objects
@@ -13,6 +16,7 @@ from configs.sweeps import variants
 
 SEEDS = (0, 1, 2)
 CONTROL = "control"
+STRONG = dict(mu=100.0, every=1, release=0.0)
 
 
 def get_config():
@@ -22,9 +26,9 @@ def get_config():
     variants.add(config, "hirescam_squared")
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
-    strong = dict(mu=100.0, every=1, release=0.0)
-    variants.add(config, "oracle_strong", base="oracle", **strong)
     for name in ("oracle", "hirescam_squared", "bottleneck_20"):
-        active = strong | dict(guidance__move="active")
+        active = STRONG | dict(guidance__move="active")
         variants.add(config, f"{name}_active", base=name, **active)
+    variants.add_rivals(config)
+    variants.add(config, "oracle_strong", base="oracle", **STRONG)
     return config

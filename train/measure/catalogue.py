@@ -86,6 +86,11 @@ MEASURES = {
         "Top 1; of several labels per image exact match: the logits above 0 are those "
         "of its labels, all of them and no other.",
     ),
+    "balanced_accuracy": _prediction(
+        "mean over classes",
+        "higher",
+        "Mean over the classes that occur of the accuracy in each (balanced accuracy).",
+    ),
     "worst_class": _prediction(
         "worst class",
         "higher",

@@ -29,11 +29,21 @@ def majority(labels, names) -> dict:
     return {"name": names[int(counts.argmax())], "share": share}
 
 
-def worst(labels, correct) -> float:
-    """The lowest mean of ``correct`` [N] over the classes that occur in labels [N]."""
+def recalls(labels, correct) -> np.ndarray:
+    """The mean of ``correct`` [N] in each of the classes that occur in labels [N]."""
     labels = np.asarray(labels, int)
     counts = np.bincount(labels)
-    return float((np.bincount(labels, correct)[counts > 0] / counts[counts > 0]).min())
+    return np.bincount(labels, correct)[counts > 0] / counts[counts > 0]
+
+
+def balanced(labels, correct) -> float:
+    """The mean of ``recalls``."""
+    return float(recalls(labels, correct).mean())
+
+
+def worst(labels, correct) -> float:
+    """The lowest of ``recalls``."""
+    return float(recalls(labels, correct).min())
 
 
 def class_rows(values: dict, phases, num_classes: int) -> list[dict]:

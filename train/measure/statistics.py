@@ -38,6 +38,7 @@ def ratio(numerator, denominator) -> float:
 
 # Measures that are no means of examples: the statistic, and the values it is made of.
 WHOLE = {
+    "balanced_accuracy": (classes.balanced, ("label", "accuracy")),
     "worst_class": (classes.worst, ("label", "accuracy")),
     "calibration_error": (calibration_error, ("confidence", "accuracy")),
     "calibration_scaled": (calibration_error, ("confidence_scaled", "accuracy")),
