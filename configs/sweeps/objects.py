@@ -8,10 +8,12 @@ scenes that they did not. All teachers are at the layer of twice the last one's
 resolution, in every fourth step, with one mu. "hirescam_squared" is the default;
 "oracle" is the object's true mask, "strong" a teacher in every step of the phase with
 five times the mu, and "active" that with a step on the elements above zero alone
-(`python -m benchmarks.reach`).
+(`python -m benchmarks.reach`). Rivals: Saliency Guided Training, ICASC, and the energy
+loss, which sees the masks.
 """
 
 from configs import default, objects
+from configs.baselines import energy
 from configs.sweeps import variants
 
 SEEDS = (0, 1, 2)
@@ -30,5 +32,8 @@ def get_config():
         active = STRONG | dict(guidance__move="active")
         variants.add(config, f"{name}_active", base=name, **active)
     variants.add_rivals(config)
+    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    config.energy = energy.phase(**same)
+    config.phases = (*config.phases, "energy")
     variants.add(config, "oracle_strong", base="oracle", **STRONG)
     return config
