@@ -133,6 +133,8 @@ _SOURCES = {
     "dinov2_base14_reg4": _by_table(weight_tables.DINO, _IMAGENET),
     "convnext_tiny": _by_table(weight_tables.CONVNEXT, _IMAGENET),
     "convnext_small": _by_table(weight_tables.CONVNEXT, _IMAGENET),
+    "swin_tiny": _by_table(weight_tables.SWIN, _IMAGENET),
+    "swin_small": _by_table(weight_tables.SWIN, _IMAGENET),
 }
 
 # Models that there are weights for without a classifier: to start training from.

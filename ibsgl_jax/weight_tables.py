@@ -1,4 +1,4 @@
-"""Tables of foreign names: transformers, ConvNeXt, VGG-16 of an edge detector.
+"""Tables of foreign names: transformers, ConvNeXt, Swin, VGG-16 of an edge detector.
 
 One for each of timm, torchvision, Hugging Face and, where theirs differ, the authors.
 Imports numpy only.
@@ -287,6 +287,125 @@ CONVNEXT_TORCHVISION = Table(
     "classifier.2.weight",
 )
 
+# ---- Swin ----------------------------------------------------------------------------
+
+_SWIN_TABLE = r"relative_position_bias_table"
+# Which cells are neighbours: buffers of older files.
+_SWIN_BUFFERS = (r".*\.relative_position_index", r".*\.attn_mask")
+
+
+def _swin_block(pattern: str, first: str, second: str, stage="{0}", block="{1}"):
+    """One block, of all but Hugging Face."""
+    path = f"stage{stage}_{block}"
+    return [
+        *_norm(rf"{pattern}\.norm1", f"{path}/norm1"),
+        Row(rf"{pattern}\.attn\.{_SWIN_TABLE}", f"{path}/offset_bias", same),
+        *_fused(
+            rf"{pattern}\.attn\.qkv\.weight",
+            rf"{pattern}\.attn\.qkv\.bias",
+            f"{path}/attention",
+        ),
+        *_layer(rf"{pattern}\.attn\.proj", f"{path}/attention/out"),
+        *_norm(rf"{pattern}\.norm2", f"{path}/norm2"),
+        *_layer(rf"{pattern}\.{first}", f"{path}/fc1"),
+        *_layer(rf"{pattern}\.{second}", f"{path}/fc2"),
+    ]
+
+
+def _swin_merge(pattern: str, path: str) -> list[Row]:
+    return [
+        *_norm(rf"{pattern}\.norm", f"{path}/norm"),
+        Row(rf"{pattern}\.reduction\.weight", f"{path}/fc/kernel", dense),
+    ]
+
+
+_SWIN_TIMM = [
+    *_layer(r"patch_embed\.proj", "patch_embed", conv),
+    *_norm(r"patch_embed\.norm", "patch_norm"),
+    *_swin_block(r"layers\.(\d+)\.blocks\.(\d+)", r"mlp\.fc1", r"mlp\.fc2"),
+    *_norm("norm", "norm"),
+]
+
+# timm counts a merge to the stage behind it, its authors to the one before.
+SWIN_TIMM = Table(
+    [
+        *_SWIN_TIMM,
+        *(
+            row
+            for i in range(3)
+            for row in _swin_merge(rf"layers\.{i + 1}\.downsample", f"merge{i}")
+        ),
+        *_layer(r"head\.fc", "fc"),
+    ],
+    "head.fc.weight",
+    _SWIN_BUFFERS,
+)
+
+SWIN_AUTHORS = Table(
+    [
+        *_SWIN_TIMM,
+        *_swin_merge(r"layers\.(\d+)\.downsample", "merge{0}"),
+        *_layer("head", "fc"),
+    ],
+    "head.weight",
+    _SWIN_BUFFERS,
+)
+
+SWIN_TORCHVISION = Table(
+    [
+        *_layer(r"features\.0\.0", "patch_embed", conv),
+        *_norm(r"features\.0\.2", "patch_norm"),
+        *(
+            row
+            for i in range(4)
+            for row in (
+                *_swin_block(
+                    rf"features\.{2 * i + 1}\.(\d+)", r"mlp\.0", r"mlp\.3", i, "{0}"
+                ),
+                *_swin_merge(rf"features\.{2 * i + 2}", f"merge{i}"),
+            )
+        ),
+        *_norm("norm", "norm"),
+        *_layer("head", "fc"),
+    ],
+    "head.weight",
+    _SWIN_BUFFERS,
+)
+
+_SWIN_LAYER = r"swin\.encoder\.layers\.(\d+)"
+_SWIN_BLOCK = rf"{_SWIN_LAYER}\.blocks\.(\d+)"
+SWIN_HUGGING_FACE = Table(
+    [
+        *_layer(r"swin\.embeddings\.patch_embeddings\.projection", "patch_embed", conv),
+        *_norm(r"swin\.embeddings\.norm", "patch_norm"),
+        *_norm(rf"{_SWIN_BLOCK}\.layernorm_before", "stage{0}_{1}/norm1"),
+        Row(
+            rf"{_SWIN_BLOCK}\.attention\.self\.{_SWIN_TABLE}",
+            "stage{0}_{1}/offset_bias",
+            same,
+        ),
+        *(
+            row
+            for name in ("query", "key", "value")
+            for row in _layer(
+                rf"{_SWIN_BLOCK}\.attention\.self\.{name}",
+                f"stage{{0}}_{{1}}/attention/{name}",
+            )
+        ),
+        *_layer(
+            rf"{_SWIN_BLOCK}\.attention\.output\.dense", "stage{0}_{1}/attention/out"
+        ),
+        *_norm(rf"{_SWIN_BLOCK}\.layernorm_after", "stage{0}_{1}/norm2"),
+        *_layer(rf"{_SWIN_BLOCK}\.intermediate\.dense", "stage{0}_{1}/fc1"),
+        *_layer(rf"{_SWIN_BLOCK}\.output\.dense", "stage{0}_{1}/fc2"),
+        *_swin_merge(rf"{_SWIN_LAYER}\.downsample", "merge{0}"),
+        *_norm(r"swin\.layernorm", "norm"),
+        *_layer("classifier", "fc"),
+    ],
+    "classifier.weight",
+    _SWIN_BUFFERS,
+)
+
 # ---- VGG-16 --------------------------------------------------------------------------
 
 
@@ -323,3 +442,4 @@ CONVNEXT = (
     CONVNEXT_HUGGING_FACE,
     CONVNEXT_TORCHVISION,
 )
+SWIN = (SWIN_TIMM, SWIN_AUTHORS, SWIN_HUGGING_FACE, SWIN_TORCHVISION)

@@ -1,4 +1,4 @@
-"""Transformers and ConvNeXt against the networks that they are copies of.
+"""Transformers, ConvNeXt and Swin against the networks that they are copies of.
 
 The files come from timm, torchvision and transformers: data/make_originals.py.
 """
@@ -19,6 +19,8 @@ FOLDER = pathlib.Path(__file__).parent / "data" / "originals"
 FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
 TINY_VIT = {"width": 12, "depth": 2, "num_heads": 2, "patch_size": 8}
 TINY_CONVNEXT = {"stage_widths": (4, 6, 8, 12), "stage_sizes": (1, 1, 2, 1)}
+TINY_SWIN = {"stage_sizes": (2, 2, 2), "num_heads": (1, 2, 3), "width": 6, "window": 2}
+TINY = {"convnext_tiny": TINY_CONVNEXT, "swin_tiny": TINY_SWIN}
 
 
 def _quick(file):
@@ -38,7 +40,7 @@ def original(file):
         for key, value in arrays.items()
         if key.startswith("tensors/")
     }
-    return name, TINY_CONVNEXT if "convnext" in name else TINY_VIT, arrays, tensors
+    return name, TINY.get(name, TINY_VIT), arrays, tensors
 
 
 def fill(file, **options):
@@ -47,7 +49,8 @@ def fill(file, **options):
 
 
 def test_all_sources_are_there():
-    assert len(FILES) == 8
+    assert len(FILES) == 11
+    assert original("swin_tiny.torchvision")[2]["images"].shape[1:3] == (36, 44)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -103,6 +106,15 @@ def test_positions_are_interpolated_as_by_the_original():
     np.testing.assert_allclose(logits, arrays["large_logits"], atol=1e-4, rtol=1e-4)
 
 
+def test_swins_head_is_linear_in_a_map_of_cells_rounded_up():
+    _, _, arrays, _ = original("swin_tiny.torchvision")
+    model, variables = fill("swin_tiny.torchvision")
+    assert isinstance(models.make_head_fn(model, variables), models.PooledLinear)
+    features_fn = models.make_features_fn(model, variables)
+    features = jax.eval_shape(features_fn, arrays["images"])
+    assert features.shape == (2, 3, 3, 24) and model.signed_features
+
+
 @pytest.mark.slow
 def test_other_methods_explain_a_transformer():
     _, _, arrays, _ = original("dinov2_small14_reg4.hugging_face")
@@ -141,7 +153,11 @@ def test_other_methods_explain_a_transformer():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "dtype"),
-    [("vit_small16.timm", jnp.bfloat16), ("convnext_tiny.timm", jnp.float16)],
+    [
+        ("vit_small16.timm", jnp.bfloat16),
+        ("convnext_tiny.timm", jnp.float16),
+        ("swin_tiny.torchvision", jnp.bfloat16),
+    ],
 )
 def test_half_precision(file, dtype):
     _, _, arrays, _ = original(file)
@@ -239,6 +255,21 @@ class TestMismatches:
         logits = jax.jit(model.apply)(variables, arrays["images"])
         np.testing.assert_allclose(logits, arrays["logits"], atol=1e-4, rtol=1e-4)
 
+    def test_the_authors_names_of_swin(self):
+        """timm's file under the names of microsoft/Swin-Transformer."""
+        name, tiny, arrays, tensors = original("swin_tiny.timm")
+        renamed = {"layers.0.blocks.1.attn_mask": np.zeros((4, 4, 4))}
+        renamed["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((4, 4))
+        for key, value in tensors.items():
+            key = key.replace("head.fc", "head")
+            for stage in (1, 2):  # a merge belongs to the stage before it
+                new = f"layers.{stage - 1}.downsample"
+                key = key.replace(f"layers.{stage}.downsample", new)
+            renamed[key] = value
+        model, variables = pretrained.fill(name, renamed, **tiny)
+        logits = jax.jit(model.apply)(variables, arrays["images"])
+        np.testing.assert_allclose(logits, arrays["logits"], atol=1e-4, rtol=1e-4)
+
 
 class TestSizes:
     @pytest.mark.parametrize(
@@ -249,6 +280,8 @@ class TestSizes:
             ("dinov2_small14_reg4", 22.4, ((16, 16), 5)),
             ("convnext_tiny", 28.6, None),
             ("convnext_small", 50.2, None),
+            ("swin_tiny", 28.3, None),
+            ("swin_small", 49.6, None),
             ("efficientnet_lite1", 5.4, None),
             ("efficientnet_lite2", 6.1, None),
         ],

@@ -31,6 +31,7 @@ from ibsgl_jax.models.resnet import (
     ResNet101,
     SmallResNet,
 )
+from ibsgl_jax.models.swin import Swin, SwinSmall, SwinTiny
 from ibsgl_jax.models.vgg import VGG, VGG16
 from ibsgl_jax.models.vit import (
     DINOv2Base14,
@@ -65,6 +66,9 @@ __all__ = [
     "ResNet101",
     "SmallResNet",
     "SmallViT",
+    "Swin",
+    "SwinSmall",
+    "SwinTiny",
     "ViT",
     "ViTBase16",
     "ViTSmall16",
@@ -86,6 +90,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "efficientnet_lite2": EfficientNetLite2,
     "convnext_tiny": ConvNeXtTiny,
     "convnext_small": ConvNeXtSmall,
+    "swin_tiny": SwinTiny,
+    "swin_small": SwinSmall,
     "small_vit": SmallViT,
     "vit_small16": ViTSmall16,
     "vit_base16": ViTBase16,

@@ -17,42 +17,15 @@ al., "Training data-efficient image transformers", ICML 2021; Oquab et al., "DIN
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ibsgl_jax.models.attention import Attention
 from ibsgl_jax.models.normalize import layer_normalize
 from ibsgl_jax.tokens import Layout
 
 POOLS = ("class", "mean", "class_mean")
 _init = nn.initializers.truncated_normal(0.02)
-
-
-class Attention(nn.Module):
-    """Attention of Q tokens [N, Q, D] to others [N, T, D]: [N, Q, D]."""
-
-    num_heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, others):
-        width = x.shape[-1]
-        dense = partial(nn.Dense, width, dtype=self.dtype, kernel_init=_init)
-
-        def project(name, tokens):
-            sizes = self.num_heads, width // self.num_heads
-            return dense(name=name)(tokens).reshape(*tokens.shape[:-1], *sizes)
-
-        query, key, value = (
-            project(name, tokens)
-            for name, tokens in (("query", x), ("key", others), ("value", others))
-        )
-        query = query * (width // self.num_heads) ** -0.5
-        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key)
-        # In float32: the sum runs over all tokens.
-        weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
-        return dense(name="out")(mixed.reshape(x.shape))
 
 
 class Block(nn.Module):

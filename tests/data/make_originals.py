@@ -8,12 +8,16 @@ the tests need none. Every file holds the network's tensors under its own names
 PyTorch's autograd gives: gradient and integrated gradients in the image, HiResCAM,
 Grad-CAM and LayerCAM of what the last attention reads (of what is pooled, where that
 is not the class token). ``--full`` writes networks of the real sizes, with random
-weights, for ``python -m benchmarks.originals FOLDER``.
+weights, for ``python -m benchmarks.originals FOLDER``. Each network has a seed of its
+own, and files that are there stay: delete one to have it made anew. Weights that
+leave a map zero everywhere are drawn again.
 """
 
 import argparse
 import pathlib
 import tempfile
+import zlib
+from functools import partial
 
 import numpy as np
 import safetensors.torch
@@ -27,9 +31,11 @@ HERE = pathlib.Path(__file__).parent / "originals"
 TINY = (12, 2, 2, 8, 32, 5)
 SMALL = (384, 12, 6, 16, 224, 1000)
 BASE = (768, 12, 12, 16, 224, 1000)
+CONVNEXT = (96, 192, 384, 768)
+SWIN = (3, 6, 12, 24)
 
 
-def timm_vit(name, size, **options):
+def timm_vit(name, size):
     width, depth, heads, patch, side, classes = size
     return timm.create_model(
         name,
@@ -39,7 +45,6 @@ def timm_vit(name, size, **options):
         patch_size=patch,
         img_size=side,
         num_classes=classes,
-        **options,
     )
 
 
@@ -64,7 +69,22 @@ def hugging_face(kind, size, **options):
     return getattr(transformers, f"{kind}ForImageClassification")(config)
 
 
-def convnexts(widths, depths, classes):
+def hugging_face_vit(size):
+    return hugging_face("ViT", size, intermediate_size=4 * size[0])
+
+
+def dinos(name, width_name, size):
+    return {
+        f"{name}.timm": partial(
+            timm_vit, f"vit_{width_name}_patch14_reg4_dinov2", size
+        ),
+        f"{name}.hugging_face": partial(
+            hugging_face, "Dinov2WithRegisters", size, num_register_tokens=4
+        ),
+    }
+
+
+def convnexts(name, widths, depths, classes=1000):
     setting = [
         torchvision.models.convnext.CNBlockConfig(a, b, n)
         for a, b, n in zip(widths, [*widths[1:], None], depths, strict=True)
@@ -73,52 +93,104 @@ def convnexts(widths, depths, classes):
         hidden_sizes=widths, depths=depths, num_labels=classes
     )
     return {
-        "timm": timm.create_model(
-            "convnext_tiny", dims=widths, depths=depths, num_classes=classes
+        f"{name}.timm": partial(
+            timm.create_model,
+            "convnext_tiny",
+            dims=widths,
+            depths=depths,
+            num_classes=classes,
         ),
-        "torchvision": torchvision.models.ConvNeXt(setting, num_classes=classes),
-        "hugging_face": transformers.ConvNextForImageClassification(config),
+        f"{name}.torchvision": partial(
+            torchvision.models.ConvNeXt, setting, num_classes=classes
+        ),
+        f"{name}.hugging_face": partial(
+            transformers.ConvNextForImageClassification, config
+        ),
     }
 
 
-def networks(full):
-    """Name -> (network, side of the images)."""
-    small, base = (SMALL, BASE) if full else (TINY, TINY)
-    dino = (*SMALL[:3], 14, 518 if full else 32, 1000) if full else TINY
-    found = {
-        "vit_small16.timm": timm_vit("vit_small_patch16_224", small),
-        "deit_small16.timm": timm_vit("deit_small_patch16_224", small),
-        "vit_base16.torchvision": torchvision_vit(base),
-        "vit_base16.hugging_face": hugging_face(
-            "ViT", base, intermediate_size=4 * base[0]
+def swins(name, depths, heads=SWIN, *, width=96, window=7, side=224, classes=1000):
+    alike = {"embed_dim": width, "depths": depths, "num_heads": heads}
+    config = transformers.SwinConfig(
+        image_size=side, window_size=window, num_labels=classes, **alike
+    )
+    return {
+        f"{name}.timm": partial(
+            timm.create_model,
+            "swin_tiny_patch4_window7_224",
+            img_size=side,
+            window_size=window,
+            num_classes=classes,
+            **alike,
         ),
-        "dinov2_small14_reg4.timm": timm_vit("vit_small_patch14_reg4_dinov2", dino),
-        "dinov2_small14_reg4.hugging_face": hugging_face(
-            "Dinov2WithRegisters", dino, num_register_tokens=4
+        f"{name}.torchvision": partial(
+            torchvision.models.SwinTransformer,
+            patch_size=[4, 4],
+            window_size=[window, window],
+            num_classes=classes,
+            **alike,
+        ),
+        f"{name}.hugging_face": partial(
+            transformers.SwinForImageClassification, config
         ),
     }
-    if not full:
-        found.pop("deit_small16.timm")
-    sizes = {"convnext_tiny": ((96, 192, 384, 768), (3, 3, 9, 3), 1000)}
-    if full:
-        sizes["convnext_small"] = ((96, 192, 384, 768), (3, 3, 27, 3), 1000)
-        for number in (1, 2):
-            found[f"efficientnet_lite{number}.timm"] = timm.create_model(
-                f"tf_efficientnet_lite{number}"
+
+
+def tiny_networks():
+    """Name -> (function that makes the network, size of the images)."""
+    made = {
+        "vit_small16.timm": partial(timm_vit, "vit_small_patch16_224", TINY),
+        "vit_base16.torchvision": partial(torchvision_vit, TINY),
+        "vit_base16.hugging_face": partial(hugging_face_vit, TINY),
+        **dinos("dinov2_small14_reg4", "small", TINY),
+        **convnexts("convnext_tiny", (4, 6, 8, 12), (1, 1, 2, 1), 5),
+        **swins(
+            "swin_tiny", (2, 2, 2), (1, 2, 3), width=6, window=2, side=32, classes=5
+        ),
+    }
+    sizes = {name: (32, 32) for name in made}
+    sizes |= {name: (64, 96) for name in made if "conv" in name}  # two by three cells
+    # Maps of 9 x 11, 5 x 6 and 3 x 3, padded for windows and for merging.
+    sizes["swin_tiny.torchvision"] = (36, 44)
+    return {name: (make, sizes[name]) for name, make in made.items()}
+
+
+def full_networks():
+    """As ``tiny_networks``."""
+    made = {
+        **{
+            f"{kind}_{width}16.timm": partial(
+                timm_vit, f"{kind}_{width}_patch16_224", size
             )
-    else:
-        sizes["convnext_tiny"] = ((4, 6, 8, 12), (1, 1, 2, 1), 5)
-    for name, size in sizes.items():
-        found |= {f"{name}.{source}": net for source, net in convnexts(*size).items()}
-    sides = {name: dino[4] if "dino" in name else small[4] for name in found}
-    return {name: (net, sides[name]) for name, net in found.items()}
+            for kind in ("vit", "deit")
+            for width, size in (("small", SMALL), ("base", BASE))
+        },
+        "deit_base16.torchvision": partial(torchvision_vit, BASE),
+        "vit_base16.hugging_face": partial(hugging_face_vit, BASE),
+        **dinos("dinov2_small14_reg4", "small", (*SMALL[:3], 14, 518, 1000)),
+        **dinos("dinov2_base14_reg4", "base", (*BASE[:3], 14, 518, 1000)),
+        **convnexts("convnext_tiny", CONVNEXT, (3, 3, 9, 3)),
+        **convnexts("convnext_small", CONVNEXT, (3, 3, 27, 3)),
+        **swins("swin_tiny", (2, 2, 6, 2)),
+        **swins("swin_small", (2, 2, 18, 2)),
+    }
+    sizes = {name: 518 if "dino" in name else 224 for name in made}
+    for number, side in enumerate((224, 240, 260)):
+        name = f"efficientnet_lite{number}.timm"
+        made[name] = partial(timm.create_model, f"tf_efficientnet_lite{number}")
+        sizes[name] = side
+    for name in ("resnet50", "vgg16"):
+        made[f"{name}.timm"] = partial(timm.create_model, name)
+        made[f"{name}.torchvision"] = getattr(torchvision.models, name)
+        sizes |= {f"{name}.timm": 224, f"{name}.torchvision": 224}
+    return {name: (make, (sizes[name],) * 2) for name, make in made.items()}
 
 
 @torch.no_grad()
 def randomise(network):
     """Weights of a size that lets every layer matter, so that none can be left out."""
     for name, tensor in network.state_dict().items():
-        if tensor.ndim == 0:  # a counter of batches
+        if not tensor.is_floating_point():  # a counter of batches, places in a table
             continue
         if "running_var" in name:
             tensor.uniform_(0.5, 1.5)
@@ -152,6 +224,12 @@ def pytorchs(images, *, grad=False):
 def tapped(name, network):
     """The module that gives the features."""
     model, source = name.split(".")
+    if "swin" in model:
+        return network.swin.layernorm if source == "hugging_face" else network.norm
+    if "resnet" in model:
+        return network.layer4
+    if "vgg" in model:
+        return network.features[29]
     if source == "timm":
         if "efficientnet" in model:
             return network.bn2
@@ -167,8 +245,18 @@ def tapped(name, network):
     return network.vit.layers[-1].layernorm_before
 
 
+def integrated_gradients(network, images):
+    """Of the logit of class 1, three steps from zero, [N, H, W, 3]."""
+    slopes = []
+    for point in (1 / 6, 3 / 6, 5 / 6):
+        part = pytorchs(np.float32(point) * images, grad=True)
+        logits_of(network, part)[:, 1].sum().backward()
+        slopes.append(part.grad)
+    return (sum(slopes) / 3 * pytorchs(images)).permute(0, 2, 3, 1).numpy()
+
+
 def explained(name, network, images):
-    """What autograd gives for the logit of class 1."""
+    """Logits, and what autograd gives for that of class 1."""
     kept = {}
 
     def keep(module, inputs, found):
@@ -177,25 +265,21 @@ def explained(name, network, images):
 
     handle = tapped(name, network).register_forward_hook(keep)
     pixels = pytorchs(images, grad=True)
-    logits_of(network, pixels)[:, 1].sum().backward()
+    logits = logits_of(network, pixels)
+    logits[:, 1].sum().backward()
     handle.remove()
     features, slope = kept["features"].detach(), kept["features"].grad
-    if features.ndim == 4:
+    if features.ndim == 4 and "swin" not in name:
         features, slope = (x.permute(0, 2, 3, 1) for x in (features, slope))
-    else:
+    elif features.ndim == 3:
         side = int(features.shape[1] ** 0.5)
         features, slope = (
             x[:, -(side**2) :].unflatten(1, (side, side)) for x in (features, slope)
         )
     pooled = slope.mean((1, 2), keepdim=True)
-    slopes = []
-    for point in (1 / 6, 3 / 6, 5 / 6):
-        part = pytorchs(np.float32(point) * images, grad=True)
-        logits_of(network, part)[:, 1].sum().backward()
-        slopes.append(part.grad)
     found = {
+        "logits": logits.detach(),
         "gradient": pixels.grad.permute(0, 2, 3, 1),
-        "integrated_gradients": (sum(slopes) / 3 * pixels.detach()).permute(0, 2, 3, 1),
         "hirescam": (slope * features).sum(-1).relu(),
         "grad_cam": (pooled * features).sum(-1).relu(),
         "layer_cam": (slope.relu() * features).sum(-1).relu(),
@@ -203,38 +287,44 @@ def explained(name, network, images):
     return {key: value.numpy() for key, value in found.items()}
 
 
+def arrays_of(name, network, size, draw):
+    """What is stored of a network; None if a map of these weights is blank."""
+    images = draw.normal(size=(2, *size, 3)).astype(np.float32)
+    found = {"images": images, **explained(name, network, images)}
+    if not all(found[key].any() for key in ("hirescam", "grad_cam", "layer_cam")):
+        return None
+    found["integrated_gradients"] = integrated_gradients(network, images)
+    if name == "dinov2_small14_reg4.hugging_face" and size == (32, 32):
+        # Images of another size than the positions, which are interpolated.
+        large = draw.normal(size=(2, 48, 48, 3)).astype(np.float32)
+        with torch.no_grad():
+            logits = logits_of(network, pytorchs(large)).numpy()
+        found |= {"large": large, "large_logits": logits}
+    tensors = names_in_a_file(network).items()
+    return found | {f"tensors/{key}": tensor.numpy() for key, tensor in tensors}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", type=pathlib.Path)
     folder = parser.parse_args().full
-    torch.manual_seed(0)
-    draw = np.random.default_rng(0)
-    for name, (network, side) in networks(folder is not None).items():
-        network.eval()
-        randomise(network)
-        size = (side, side)
-        if "convnext" in name and folder is None:
-            size = (64, 96)  # two by three cells
-        images = draw.normal(size=(2, *size, 3)).astype(np.float32)
-        with torch.no_grad():
-            logits = logits_of(network, pytorchs(images))
-        arrays = {"images": images, "logits": logits.numpy()}
-        arrays |= explained(name, network, images)
-        if name == "dinov2_small14_reg4.hugging_face":
-            # Images of another size than the positions, which are interpolated.
-            large = draw.normal(size=(2, 48, 48, 3)) if folder is None else None
-            if large is not None:
-                arrays["large"] = large.astype(np.float32)
-                with torch.no_grad():
-                    logits = logits_of(network, pytorchs(arrays["large"]))
-                arrays["large_logits"] = logits.numpy()
-        tensors = names_in_a_file(network)
-        arrays |= {f"tensors/{key}": t.numpy() for key, t in tensors.items()}
-        target = folder or HERE
-        target.mkdir(parents=True, exist_ok=True)
-        save = np.savez if folder else np.savez_compressed
-        save(target / f"{name}.npz", **arrays)
-        print(name, sum(t.numel() for t in tensors.values()))
+    save = np.savez if folder else np.savez_compressed
+    networks = full_networks() if folder else tiny_networks()
+    target = folder or HERE
+    target.mkdir(parents=True, exist_ok=True)
+    for name, (make, size) in networks.items():
+        path = target / f"{name}.npz"
+        if path.exists():
+            continue
+        seed = zlib.crc32(name.encode())
+        torch.manual_seed(seed)
+        draw, arrays = np.random.default_rng(seed), None
+        while arrays is None:
+            network = make().eval()
+            randomise(network)
+            arrays = arrays_of(name, network, size, draw)
+        save(path, **arrays)
+        print(name, sum(t.numel() for t in network.state_dict().values()), flush=True)
 
 
 if __name__ == "__main__":
