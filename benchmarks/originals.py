@@ -25,12 +25,15 @@ def explain(features_fn, head_fn, images):
     classes, features = jnp.ones(len(images), jnp.int32), features_fn(images)
     options = {"integrated_gradients": {"num_steps": 3, "rule": "riemann_middle"}}
     found = {"logits": head_fn(features)}
+
+    def logits_fn(images):
+        return head_fn(features_fn(images))
+
     for method in METHODS:
         fn = attribution.METHODS[method]
         if method in attribution.FEATURE_METHODS:
             found[method] = fn(head_fn, features, classes)
         else:
-            logits_fn = lambda x: head_fn(features_fn(x))  # noqa: E731
             found[method] = fn(logits_fn, images, classes, **options.get(method, {}))
     return found
 

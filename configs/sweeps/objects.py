@@ -19,6 +19,7 @@ from configs.sweeps import variants
 SEEDS = (0, 1, 2)
 CONTROL = "control"
 STRONG = dict(mu=100.0, every=1, release=0.0)
+ACTIVE = STRONG | dict(guidance__move="active")
 
 
 def get_config():
@@ -29,8 +30,7 @@ def get_config():
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
     for name in ("oracle", "hirescam_squared", "bottleneck_20"):
-        active = STRONG | dict(guidance__move="active")
-        variants.add(config, f"{name}_active", base=name, **active)
+        variants.add(config, f"{name}_active", base=name, **ACTIVE)
     variants.add_rivals(config)
     same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
     config.energy = energy.phase(**same)

@@ -29,6 +29,5 @@ def get_config():
         phase.init, phase.learning_rate = "plain", 2.5e-4
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     for base in ("guided", "bottleneck_20"):
-        active = objects.STRONG | dict(guidance__move="active")
-        variants.add(config, f"{base}_active", base=base, **active)
+        variants.add(config, f"{base}_active", base=base, **objects.ACTIVE)
     return config

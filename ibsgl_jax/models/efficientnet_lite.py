@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibsgl_jax.convolutions import depthwise
-from ibsgl_jax.models.heads import PooledLinear
+from ibsgl_jax.models.heads import PooledClassifier
 from ibsgl_jax.models.normalize import normalize
 
 
@@ -109,7 +109,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.stride == 1 and self.width_in == self.filters else y
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(PooledClassifier):
     """An EfficientNet-Lite, split after the 1x1 convolution before its pooling.
 
     Attributes:
@@ -171,20 +171,6 @@ class EfficientNetLite(nn.Module):
         for block in self.blocks:
             x = block(x, train)
         return nn.relu6(normalize(self.head_bn, self.head_conv(x), train))
-
-    def head(self, features, train=False, keys=None):
-        """Float32 logits `[N, C]` of features `[N, H, W, K]`; keys are not used."""
-        del train, keys
-        return self.fc(jnp.mean(features.astype(jnp.float32), axis=(1, 2)))
-
-    def __call__(self, images, train=False, keys=None):
-        """Float32 logits `[N, C]` of images `[N, H', W', 3]`."""
-        return self.head(self.features(images, train), train, keys)
-
-    @staticmethod
-    def pooled_linear(variables) -> PooledLinear:
-        """The head as a `PooledLinear`, from the model's variables."""
-        return PooledLinear(**variables["params"]["fc"])
 
 
 EfficientNetLite0 = partial(EfficientNetLite, stages=LITE0_STAGES)

@@ -1,7 +1,8 @@
-"""Classifier heads as plain callables on features; imports only jax and flax."""
+"""Classifier heads, and models that end in one; imports only jax and flax."""
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 
 
@@ -29,3 +30,24 @@ class PooledLinear:
         # In float32 on every device: never in TF32 or bfloat16.
         logits = jnp.matmul(pooled, kernel, precision="highest")
         return logits + jnp.broadcast_to(bias, logits.shape)
+
+
+class PooledClassifier(nn.Module):
+    """A model whose head is a mean over space and one dense layer.
+
+    A subclass gives `features(images, train)` and, in its `setup`, the layer `fc`.
+    """
+
+    def head(self, features, train=False, keys=None):
+        """Float32 logits `[N, C]` of features `[N, H, W, K]`; keys are not used."""
+        del train, keys
+        return self.fc(jnp.mean(features.astype(jnp.float32), axis=(1, 2)))
+
+    def __call__(self, images, train=False, keys=None):
+        """Float32 logits `[N, C]` of images `[N, H', W', 3]`."""
+        return self.head(self.features(images, train), train, keys)
+
+    @staticmethod
+    def pooled_linear(variables) -> PooledLinear:
+        """The head as a `PooledLinear`, from the model's variables."""
+        return PooledLinear(**variables["params"]["fc"])

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ibsgl_jax.models.heads import PooledLinear
+from ibsgl_jax.models.heads import PooledClassifier
 from ibsgl_jax.models.normalize import normalize
 
 _he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -106,7 +106,7 @@ class BottleneckBlock(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(PooledClassifier):
     """A residual network, split at the activations after its last ReLU.
 
     Attributes:
@@ -189,20 +189,6 @@ class ResNet(nn.Module):
         for block in self.blocks:
             x = block(x, train)
         return x
-
-    def head(self, features, train=False, keys=None):
-        """Float32 logits `[N, C]` of features `[N, H, W, K]`; keys are not used."""
-        del train, keys
-        return self.fc(jnp.mean(features.astype(jnp.float32), axis=(1, 2)))
-
-    def __call__(self, images, train=False, keys=None):
-        """Float32 logits `[N, C]` of images `[N, H', W', 3]`."""
-        return self.head(self.features(images, train), train, keys)
-
-    @staticmethod
-    def pooled_linear(variables) -> PooledLinear:
-        """The head as a `PooledLinear`, from the model's variables."""
-        return PooledLinear(**variables["params"]["fc"])
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)

@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 
 from ibsgl_jax.models.attention import Attention
-from ibsgl_jax.models.heads import PooledLinear
+from ibsgl_jax.models.heads import PooledClassifier
 from ibsgl_jax.models.normalize import layer_normalize
 
 _init = nn.initializers.truncated_normal(0.02)
@@ -129,7 +129,7 @@ class Merge(nn.Module):
         return dense(2 * channels, name="fc")(x)
 
 
-class Swin(nn.Module):
+class Swin(PooledClassifier):
     """A Swin transformer, split behind its last LayerNorm.
 
     Attributes:
@@ -201,20 +201,6 @@ class Swin(nn.Module):
         for step in self.steps:
             x = step(x)
         return layer_normalize(self.norm, x)
-
-    def head(self, features, train=False, keys=None):
-        """Float32 logits `[N, C]` of features `[N, H, W, K]`; keys are not used."""
-        del train, keys
-        return self.fc(jnp.mean(features.astype(jnp.float32), axis=(1, 2)))
-
-    def __call__(self, images, train=False, keys=None):
-        """Float32 logits `[N, C]` of images `[N, H', W', 3]`."""
-        return self.head(self.features(images, train), train, keys)
-
-    @staticmethod
-    def pooled_linear(variables) -> PooledLinear:
-        """The head as a `PooledLinear`, from the model's variables."""
-        return PooledLinear(**variables["params"]["fc"])
 
 
 SwinTiny = partial(Swin, stage_sizes=(2, 2, 6, 2))

@@ -122,9 +122,9 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield index, self.make_example(split, index)
 
 
-def example_rng(seed: int, split: str, index: int) -> np.random.Generator:
-    """The generator of everything random in one example."""
-    return np.random.default_rng([seed, (*SHARES, "seen").index(split), index])
+def example_rng(seed: int, split: str, index: int, *, splits=tuple(SHARES)):
+    """The `np.random.Generator` of one example; `splits` are all of its data set."""
+    return np.random.default_rng([seed, splits.index(split), index])
 
 
 def strip_box(size: tuple[int, int], split: str) -> tuple[int, int, int, int]:

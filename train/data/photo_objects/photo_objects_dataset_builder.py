@@ -107,7 +107,7 @@ def generate_example(config: ObjectsConfig, split: str, index: int) -> dict:
       Dict of `photos.encode_example` with label (position in `cutouts.CLASSES`), photo
       and cutout (positions in what the split owns of backgrounds and of the class).
     """
-    rng = photos.example_rng(config.seed, split, index)
+    rng = photos.example_rng(config.seed, split, index, splits=Builder.SPLITS)
     of_classes, others, backgrounds = pictures(split)
     label = int(rng.integers(len(of_classes)))
     cutout = int(rng.integers(len(of_classes[label])))
