@@ -10,6 +10,11 @@ from ml_collections import ConfigDict
 BOTTLENECK = dict(teacher="bottleneck", teacher_method="bottleneck", teacher_power=1.0)
 
 
+def length_of(phase) -> dict:
+    """The fields of a phase that make another start and last as it does."""
+    return {field: phase[field] for field in ("init", "num_epochs", "learning_rate")}
+
+
 def plain_phase(**changes) -> ConfigDict:
     """A phase of ordinary training."""
     phase = ConfigDict()

@@ -3,13 +3,13 @@
 python -m train --config=configs/baselines/all.py
 """
 
-from configs import quickstart
+from configs import default, quickstart
 from configs.baselines import icasc, saliency_guided
 
 
 def get_config():
     config = quickstart.get_config()
-    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    same = default.length_of(config.control)
     config.saliency_guided = saliency_guided.phase(**same)
     config.icasc = icasc.phase(**same)
     config.phases = ("plain", "control", "guided", "saliency_guided", "icasc")

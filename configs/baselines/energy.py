@@ -15,7 +15,7 @@ def phase(**changes):
 
 def get_config():
     config = quickstart.get_config()
-    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    same = default.length_of(config.control)
     config.energy = phase(**same)
     config.phases = ("plain", "control", "energy")
     config.picture_phases = ("plain", "energy")

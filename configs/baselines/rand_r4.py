@@ -22,7 +22,7 @@ def phase(**changes):
 
 def get_config():
     config = quickstart.get_config()
-    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    same = default.length_of(config.control)
     config.rand_r4 = phase(**same)
     config.phases = ("plain", "control", "rand_r4")
     config.picture_phases = ("plain", "rand_r4")

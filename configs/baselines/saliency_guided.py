@@ -17,7 +17,7 @@ def phase(**changes):
 
 def get_config():
     config = quickstart.get_config()
-    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
+    same = default.length_of(config.control)
     config.saliency_guided = phase(**same)
     config.phases = ("plain", "control", "saliency_guided")
     config.picture_phases = ("plain", "saliency_guided")

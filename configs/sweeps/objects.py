@@ -32,8 +32,6 @@ def get_config():
     for name in ("oracle", "hirescam_squared", "bottleneck_20"):
         variants.add(config, f"{name}_active", base=name, **ACTIVE)
     variants.add_rivals(config)
-    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
-    config.energy = energy.phase(**same)
-    config.phases = (*config.phases, "energy")
+    variants.put(config, "energy", energy.phase(**default.length_of(config.control)))
     variants.add(config, "oracle_strong", base="oracle", **STRONG)
     return config

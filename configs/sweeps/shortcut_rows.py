@@ -80,12 +80,6 @@ def base(cue: str):
     return config
 
 
-def add(config, name: str, phase) -> None:
-    """Add a phase to the config and to its list of phases."""
-    config[name] = phase
-    config.phases = (*config.phases, name)
-
-
 def method_of(name: str) -> tuple[str, float]:
     """The method of a row and the share of the images that keep their masks."""
     method, _, percent = name.removeprefix("ft_").rpartition("_")
@@ -118,16 +112,16 @@ def get_config(cue: str = "decoy"):
     config = base(cue)
     for name in METHODS + FINE_TUNED:
         settings = SETTINGS[method_of(name)[0]]
-        add(config, name, make_phase(config, name, **settings))
+        variants.put(config, name, make_phase(config, name, **settings))
     same = {f: config.ft_plain[f] for f in ("init", "learning_rate")}
-    add(config, "masktune", masktune.phase(num_epochs=1.0, **same))
+    variants.put(config, "masktune", masktune.phase(num_epochs=1.0, **same))
     # It sees data without the shortcut, as no other row but "sound" does.
     balanced = f"{config.dataset}_balanced"
     retrained = default.plain_phase(
         **same, num_epochs=5.0, layers="head", dataset=balanced
     )
-    add(config, "last_layer", retrained)
+    variants.put(config, "last_layer", retrained)
     for name in LAST:
         settings = SETTINGS[method_of(name)[0]]
-        add(config, name, make_phase(config, name, **settings))
+        variants.put(config, name, make_phase(config, name, **settings))
     return config

@@ -8,7 +8,7 @@ accuracy on the validation split, where the cue is as at test; that is generous,
 rows alike.
 """
 
-from configs.sweeps import shortcut_rows
+from configs.sweeps import shortcut_rows, variants
 
 SEEDS = (10, 11)
 CONTROL = "plain"
@@ -27,5 +27,5 @@ def get_config(cue: str = "decoy"):
     for name, (field, values) in TRIES.items():
         for number, value in enumerate(values):
             phase = shortcut_rows.make_phase(config, name, **{field: value})
-            shortcut_rows.add(config, f"{name}_try{number}", phase)
+            variants.put(config, f"{name}_try{number}", phase)
     return config

@@ -25,6 +25,11 @@ def add(config, name: str, base: str = "guided", **fields) -> None:
         if field not in part:
             raise KeyError(f"{base} has no field {path.replace('__', '.')}")
         part[field] = value
+    put(config, name, phase)
+
+
+def put(config, name: str, phase) -> None:
+    """Add a phase as it is to the config and to its list of phases."""
     config[name] = phase
     config.phases = (*config.phases, name)
 
@@ -50,10 +55,9 @@ def add_literal(config) -> None:
 
 def add_rivals(config) -> None:
     """Saliency Guided Training and ICASC, for as many steps as "control"."""
-    same = {f: config.control[f] for f in ("init", "num_epochs", "learning_rate")}
-    config.saliency_guided = saliency_guided.phase(**same)
-    config.icasc = icasc.phase(**same)
-    config.phases = (*config.phases, "saliency_guided", "icasc")
+    same = default.length_of(config.control)
+    put(config, "saliency_guided", saliency_guided.phase(**same))
+    put(config, "icasc", icasc.phase(**same))
 
 
 def quiet(config) -> None:

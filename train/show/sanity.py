@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from train.measure import classes
 from train.show.markdown import markdown
 
 # Most classes whose rows are printed; results.json has all.
@@ -32,8 +33,7 @@ def examine(labels, predicted, blank, num_classes: int) -> dict:
       column predicted), num_images, and verdict ("ok", "weak" or "chance").
     """
     labels, predicted = np.asarray(labels, int), np.asarray(predicted, int)
-    confusion = np.zeros((num_classes, num_classes), int)
-    np.add.at(confusion, (labels, predicted), 1)
+    confusion = classes.confusion(labels, predicted, num_classes)
     number, sizes = len(labels), confusion.sum(axis=1)
     right = np.diag(confusion)
     accuracy = float(right.sum() / number)
@@ -43,7 +43,7 @@ def examine(labels, predicted, blank, num_classes: int) -> dict:
         "num_images": number,
         "accuracy": accuracy,
         "margin": 1.96 * math.sqrt(accuracy * (1.0 - accuracy) / number),
-        "balanced_accuracy": float(recall[sizes > 0].mean()),
+        "balanced_accuracy": classes.balanced(labels, labels == predicted),
         "chance": 1.0 / num_classes,
         "majority": float(sizes.max() / number),
         "blank": float(np.mean(blank)),
