@@ -3,8 +3,8 @@
 The same ResNet-50, batch, loss and Adam with weight decay, in both, in turns in one
 process; PyTorch with channels first and last. A turn is a few steps, as in a training:
 the first pays for memory that the system took back since the last turn. It needs torch
-beside, which is no extra of this project; with ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``
-both have memory in huge pages, which the trainer asks for itself.
+beside, which is no extra of this project. Both have memory as the trainer asks for it
+(``train/memory.py``; ``GLIBC_TUNABLES= python -m ...``: as the system gives it).
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.step import make_phases, make_step
 from configs import default
 from ibsgl_jax import models
+from train import memory
 from train.method.build import make_optimizer
 from train.method.state import create_state
 from train.show.markdown import markdown
@@ -172,4 +173,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    memory.restart()
     sys.exit(main())

@@ -3,11 +3,11 @@
 For each network the plain step and its rivals take turns of four steps in one process,
 so that a change of the machine's speed meets all of them; printed are the median of a
 step, the ratio to the plain step turn by turn (median and quartiles), the compile time,
-and the peak memory that the compiler plans for. "guided_N" has N bottleneck steps at the
-last layer, "inner_N" N of them at a finer one, where "hirescam_squared" is the teacher
-that needs one pass. With "_every_4" one of the four is guided. "floor_N" is the plain
-step and, for a head that is not linear, what N bottleneck steps cannot do without.
-Random weights and images: the work is the same.
+and the peak memory that the compiler plans for. "guided_N" has N bottleneck steps at
+the last layer, "inner_N" N of them at a finer one, where "hirescam_squared" is the
+teacher that needs one pass. With "_every_4" one of the four is guided. "floor_N" is the
+plain step and, for a head that is not linear, what N bottleneck steps cannot do
+without. Random weights and images: the work is the same.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from benchmarks.floor import make_floor
 from configs import default
 from configs.baselines import icasc, saliency_guided
 from ibsgl_jax import models
+from train import memory
 from train.method.build import make_optimizer, make_penalty
 from train.method.state import create_state
 from train.method.step import train_step
@@ -223,4 +224,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    memory.restart()
     sys.exit(main())

@@ -20,6 +20,7 @@ from train import memory, programs
     [
         (["python", "-m", "train", "--workdir=x"], True),
         (["python", "-u", "-m", "train.evaluate"], True),
+        (["python", "-m", "benchmarks.step"], True),
         (["python", "/usr/bin/ibsgl", "train"], True),
         (["python", "-m", "pytest", "train"], False),
         (["python", "loop.py", "ibsgl"], False),
@@ -62,7 +63,7 @@ def test_it_starts_again_once_with_the_same_words(monkeypatch):
     memory.restart()
     ((program, given, environment),) = started
     assert (program, given) == (sys.executable, words)
-    assert environment["GLIBC_TUNABLES"] == memory.TUNABLE
+    assert environment["GLIBC_TUNABLES"] == memory.TUNABLES
 
     def refuse(*words):
         raise OSError("no more processes")

@@ -100,7 +100,7 @@ def make_guided_penalty(
         itself, in the head's parameters too: ``mean(task + mu * loss)``,
         second order in the head.
       when: function of the step -> bool, whether this step is guided; the others cost
-        a plain step and the divergence. None: always.
+        a plain step. None: always.
       only_right: guide the examples whose prediction is right; False: all of them. A
         network that knows nothing yet has no map worth following, and following it
         keeps a training from scratch at chance.
@@ -118,7 +118,7 @@ def make_guided_penalty(
         map_fn, stats = teacher_fn(forward, head_fn)
 
         def guide():
-            return guidance.guide(
+            guided = guidance.guide(
                 None,
                 head_fn,
                 frozen,
@@ -129,22 +129,47 @@ def make_guided_penalty(
                 num_examples=forward.num_examples,
                 positives=forward.batch.get("positives"),
             )
+            # The divergence's slope is found here, so that other steps pay for neither.
+            kl, slope_of = jax.vjp(
+                lambda features: guidance.divergence_from(guided, features, config),
+                frozen.astype(jnp.float32),
+            )
+            (slope,) = slope_of(jnp.ones_like(kl))
+            return guided._replace(target_features=None), kl, slope
 
-        guided = if_guided(when, forward, guide)
+        guided, kl, slope = if_guided(when, forward, guide)
         weight = jnp.broadcast_to(now, forward.labels.shape)
         weight = answers.counted(weight, forward.batch)
         weight &= jnp.any(guided.teacher > 0, axis=(1, 2))  # else nothing is taught
         if only_right:
             weight &= guidance.is_right(guided.logits, forward.labels, config)
-        target = jnp.where(now, guided.target_features, frozen.astype(jnp.float32))
-        kl = guidance.divergence_from(
-            guided._replace(target_features=target), forward.features, config
-        )
-        penalty = kl if route == "target" else _direct(model, forward, guided, config)
+        if route == "target":
+            penalty = _with_slope(kl, slope, forward.features)
+        else:
+            penalty = _direct(model, forward, guided, config)
         penalty = mu(forward.state.step) * weight.astype(jnp.float32) * penalty
         return penalty, stats, _diagnostics(guided, kl, now, forward.batch)
 
     return penalty_fn
+
+
+@jax.custom_vjp
+def _with_slope(value, slope, features):
+    """The value [N], whose gradient in the features [N, ...] is the slope."""
+    return value
+
+
+def _keep_slope(value, slope, features):
+    return value, (slope, jnp.zeros((), features.dtype))
+
+
+def _apply_slope(kept, cotangent):
+    slope, zero = kept
+    cotangent = cotangent.reshape(-1, *(1,) * (slope.ndim - 1))
+    return None, None, (cotangent * slope).astype(zero.dtype)
+
+
+_with_slope.defvjp(_keep_slope, _apply_slope)
 
 
 def _direct(model, forward, guided, config):
