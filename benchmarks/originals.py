@@ -1,8 +1,9 @@
-"""python -m benchmarks.originals FOLDER: networks beside their originals, full size.
+"""python -m benchmarks.originals FOLDER [--rounding]: beside the originals, full size.
 
 The folder is what ``python tests/data/make_originals.py --full FOLDER`` wrote. Printed
 are the largest deviations over two images: of the logits as they are, of maps and
-gradients of class 1 as a share of the largest value.
+gradients of class 1 as a share of the largest value. ``--rounding``: of the networks
+here from themselves, where every value of the images is its next neighbour.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def explain(features_fn, head_fn, images):
     return found
 
 
-def compare(path: pathlib.Path, **options) -> tuple[str, ...]:
+def compare(path: pathlib.Path, *, rounding=False, **options) -> tuple[str, ...]:
     """The table's row of one file; options of the model, where it is a small one."""
     name, source = path.stem.split(".")
     with np.load(path) as file:
@@ -51,7 +52,12 @@ def compare(path: pathlib.Path, **options) -> tuple[str, ...]:
     model, variables = pretrained.fill(name, tensors, **options)
     features_fn = models.make_features_fn(model, variables)
     head_fn = models.make_head_fn(model, variables)
-    found = explain(features_fn, head_fn, jnp.asarray(arrays["images"]))
+    images = arrays["images"]
+    found = explain(features_fn, head_fn, jnp.asarray(images))
+    if rounding:
+        arrays = jax.tree.map(np.asarray, found)
+        images = np.nextafter(images, np.float32(np.inf))
+        found = explain(features_fn, head_fn, jnp.asarray(images))
     cells = [f"{np.abs(found['logits'] - arrays['logits']).max():.0e}"]
     for method in METHODS:
         peak = np.abs(arrays[method]).max()
@@ -63,8 +69,10 @@ def main(argv=None) -> int:
     """Print the table of a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path, metavar="FOLDER")
-    paths = sorted(parser.parse_args(argv).folder.glob("*.npz"))
-    rows = [compare(path) for path in paths]
+    parser.add_argument("--rounding", action="store_true")
+    args = parser.parse_args(argv)
+    paths = sorted(args.folder.glob("*.npz"))
+    rows = [compare(path, rounding=args.rounding) for path in paths]
     print(markdown(("network", "names", "logits", *METHODS), rows))
     return 0
 
