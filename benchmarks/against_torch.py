@@ -11,13 +11,12 @@ import argparse
 import json
 import os
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.step import make_phases, make_step
+from benchmarks.step import make_phases, make_step, turn
 from configs import default
 from ibsgl_jax import models
 from train import memory
@@ -106,7 +105,7 @@ def jax_step(pixels, labels, *, num_classes):
 
 
 def measure(*, batch_size, side, num_classes, num_rounds):
-    """dict name -> seconds of every step."""
+    """dict name -> seconds of a step in every turn."""
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (batch_size, side, side, 3), dtype=np.uint8)
     labels = draw.integers(0, num_classes, batch_size).astype(np.int32)
@@ -123,11 +122,7 @@ def measure(*, batch_size, side, num_classes, num_rounds):
     times = {name: [] for name in steps}
     for i in range(num_rounds):
         for name, step in steps.items():
-            step()  # memory that it gave back while the others had their turn
-            for _ in range(STEPS):
-                begin = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - begin)
+            times[name].append(turn(lambda _, step=step: step(), range(STEPS)))
         print(f"round {i + 1}/{num_rounds}", file=sys.stderr, flush=True)
     return times
 

@@ -84,22 +84,23 @@ def make_step(model, tx, phase, axis_name=None):
     )
 
 
-def _turn(step, state, batch):
-    """A function that takes steps 0 .. EVERY - 1 and returns the mean time of one.
+def turn(step, given) -> float:
+    """Mean seconds of ``step(x)`` over what is given.
 
-    A step before them, like the last, is not counted: it pays for memory that the
-    system took back while others had their turn.
+    One before them, of the last, is not counted: it pays for memory that the system
+    took back while others had their turn.
     """
+    jax.block_until_ready(step(given[-1]))
+    begin = time.perf_counter()
+    for x in given:
+        jax.block_until_ready(step(x))
+    return (time.perf_counter() - begin) / len(given)
+
+
+def _turn(step, state, batch):
+    """A function that takes steps 0 .. EVERY - 1 and returns the mean time of one."""
     given = [state.replace(step=jnp.int32(i)) for i in range(EVERY)]
-
-    def go():
-        jax.block_until_ready(step(given[-1], batch))
-        begin = time.perf_counter()
-        for state in given:
-            jax.block_until_ready(step(state, batch))
-        return (time.perf_counter() - begin) / EVERY
-
-    return go
+    return functools.partial(turn, lambda state: step(state, batch), given)
 
 
 def measure(network, *, dtype, num_rounds, variants=None):
@@ -129,7 +130,6 @@ def measure(network, *, dtype, num_rounds, variants=None):
         compiled[variant] = jax.jit(step).lower(state, batch).compile()
         seconds = time.perf_counter() - begin
         run[variant] = _turn(compiled[variant], state, batch)
-        run[variant]()
         rows.append({"variant": variant, "compile_seconds": seconds})
         print(f"{network}: {variant} compiled", file=sys.stderr, flush=True)
     head_fn = models.make_head_fn(model, plain_state.variables)
@@ -144,7 +144,6 @@ def measure(network, *, dtype, num_rounds, variants=None):
                 return done, compiled["plain"](state, batch)
 
             run[f"floor_{n}"] = _turn(floor, plain_state, batch)
-            run[f"floor_{n}"]()
             rows.append({"variant": f"floor_{n}"})
     times = {variant: [] for variant in run}
     for i in range(num_rounds):
