@@ -62,6 +62,7 @@ def guided_phase(**changes) -> ConfigDict:
     phase.guidance.cross_entropy = "categorical"
     phase.guidance.suppression = "runner_up_excess"
     phase.guidance.suppression_weight = 1.0  # the paper's beta
+    phase.guidance.contrast = 0.0  # of the wrong class's evidence, taken off
     phase.guidance.gate = "correct"
     phase.guidance.step = "relative"
     phase.guidance.step_size = 0.1  # share of ||A||

@@ -8,6 +8,7 @@ chex and this library only; does no I/O.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import chex
@@ -52,6 +53,9 @@ class GuidanceConfig:
         ``losses.soft_mask`` of L^c, the paper's ancestor), "background_overlap" (with
         the complement of L^ib as the mask).
       suppression_weight: the paper's beta, >= 0; 0 switches suppression off.
+      contrast: >= 0, of the wrong class's evidence is taken off the right class's
+        before the teacher is followed: the cross-entropy is of ReLU(M^c - contrast
+        M^p), M being the maps before their ReLU. 0 (default): of L^c, as printed.
       gate: where suppression applies: "correct" (the prediction is right; our reading
         of the paper's "c = p", which cannot hold literally) or "always"; but never
         where every class is a label and there is no runner-up.
@@ -79,6 +83,7 @@ class GuidanceConfig:
     cross_entropy: str = "categorical"
     suppression: str = "runner_up_excess"
     suppression_weight: float = 1.0
+    contrast: float = 0.0
     gate: str = "correct"
     step: str = "relative"
     step_size: float = 0.1
@@ -102,10 +107,10 @@ class GuidanceConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name}={value!r}: choose one of {choices}")
-        if self.suppression_weight < 0:
-            raise ValueError(
-                f"suppression_weight={self.suppression_weight}: must not be negative"
-            )
+        for name in ("suppression_weight", "contrast"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"{name}={value}: must not be negative")
         if not self.step_size > 0:
             raise ValueError(f"step_size={self.step_size}: must be positive")
         if not self.kl_floor > 0:
@@ -207,10 +212,12 @@ def guide(
     def classes_fn(logits):
         return jnp.stack([labels, saliency.runner_up(logits, present)], axis=1)
 
+    maps_fn = functools.partial(
+        saliency.logits_and_saliencies, weighting=config.weighting, rectify=False
+    )
+
     def total_loss(features):
-        logits, maps = saliency.logits_and_saliencies(
-            head_fn, features, classes_fn, weighting=config.weighting
-        )
+        logits, maps = maps_fn(head_fn, features, classes_fn)
         gate = _gate(logits, labels, present, config)
         loss = saliency_loss(maps[:, 0], maps[:, 1], teacher, gate, config)
         return jnp.sum(loss), (loss, logits, maps)
@@ -219,9 +226,8 @@ def guide(
     gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
     target = _descend(features, gradient, num_examples, config)
     classes, gate = classes_fn(logits), _gate(logits, labels, present, config)
-    target_maps = saliency.class_saliencies(
-        head_fn, target, classes, weighting=config.weighting
-    )
+    _, target_maps = maps_fn(head_fn, target, classes)
+    maps = jax.nn.relu(maps)
     guidance = Guidance(
         target_features=tokens.from_map(target, given, layout),
         logits=logits,
@@ -374,15 +380,22 @@ def saliency_loss(
     """The saliency loss per example, [N]: lines 5 to 9 of Algorithm 1.
 
     Args:
-      saliency_c, saliency_p, teacher: [N, H, W], >= 0.
+      saliency_c, saliency_p: [N, H, W]; a value below 0, evidence against the class,
+        is read by ``contrast`` alone and counts as 0 elsewhere.
+      teacher: [N, H, W], >= 0.
       gate: [N] in {0, 1}, whether suppression applies.
       config: which readings.
     """
-    loss = losses.saliency_cross_entropy(saliency_c, teacher, kind=config.cross_entropy)
+    followed = saliency_c
+    if config.contrast:
+        followed = saliency_c - config.contrast * saliency_p
+    loss = losses.saliency_cross_entropy(
+        jax.nn.relu(followed), teacher, kind=config.cross_entropy
+    )
     if config.suppression_weight == 0:
         return loss
     return loss + config.suppression_weight * gate * _suppression(
-        saliency_c, saliency_p, teacher, config.suppression
+        jax.nn.relu(saliency_c), jax.nn.relu(saliency_p), teacher, config.suppression
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ibsgl_jax import bottleneck, feature_stats, guidance, losses, saliency
 from ibsgl_jax.guidance import GuidanceConfig
+from ibsgl_jax.models import PooledLinear
 from tests.bottleneck_case import assert_finite
 from tests.guidance_case import (
     FEW,
@@ -75,6 +76,20 @@ class TestSaliencyLoss:
         followed = losses.saliency_cross_entropy(map_c, teacher)
         np.testing.assert_allclose(value, followed + 3 * term, rtol=1e-4)
         assert np.all(term > 1e-4)
+
+    def test_contrast_reads_the_evidence_before_its_relu(self):
+        head, features, labels, teacher = small_case()
+        head = PooledLinear(head.kernel - 0.4, head.bias)  # some evidence is against
+        config = GuidanceConfig(contrast=0.5, suppression_weight=0.0, step_size=0.01)
+        result = guide_to(head, features, labels, teacher, config=config)
+        of = functools.partial(saliency.class_saliency, head, rectify=False)
+        map_c, map_p = of(features, labels), of(features, result.runner_up)
+        contrast = jnp.maximum(map_c - 0.5 * map_p, 0.0)
+        assert np.any(map_p < 0) and np.any(contrast > jnp.maximum(map_c, 0.0))
+        expected = losses.saliency_cross_entropy(contrast, teacher)
+        np.testing.assert_allclose(result.loss, expected, rtol=1e-5)
+        assert np.all(result.target_loss < result.loss)
+        np.testing.assert_allclose(result.saliency_c, jnp.maximum(map_c, 0), rtol=1e-5)
 
     def test_weight_zero_switches_suppression_off(self):
         map_c, map_p, teacher = jnp.abs(
@@ -244,6 +259,7 @@ class TestGuidanceConfig:
             {"step": "adam"},
             {"kl_over": "channel"},
             {"suppression_weight": -1.0},
+            {"contrast": -0.1},
             {"step_size": 0.0},
             {"kl_floor": 0.0},
         ],

@@ -2,8 +2,9 @@
 
     python -m train.sweep configs/sweeps/suppressions.py
 
-"excess" is the default's suppression. Read the mass ratio beside box share: what is
-wanted is less of L^p where the object is, while L^c keeps its mass.
+"excess" is the default's suppression; "contrast" has none, but takes a share of the
+wrong class's evidence off the map that follows the teacher. Read the mass ratio beside
+box share: what is wanted is less of L^p where the object is, while L^c keeps its mass.
 """
 
 from configs import quickstart
@@ -26,4 +27,7 @@ def get_config():
         ("overlap", "overlap"),
     ):
         variants.add(config, name, **teacher, guidance__suppression=kind)
+    for name, share in (("contrast_03", 0.3), ("contrast_1", 1.0)):
+        none = dict(guidance__suppression_weight=0.0, guidance__contrast=share)
+        variants.add(config, name, **teacher, **none)
     return config

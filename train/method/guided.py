@@ -179,6 +179,7 @@ def _direct(model, forward, guided, config):
         forward.features,
         jnp.stack([forward.labels, guided.runner_up], axis=1),
         weighting=config.weighting,
+        rectify=False,
     )
     return guidance.saliency_loss(
         maps[:, 0], maps[:, 1], guided.teacher, guided.gate, config

@@ -30,6 +30,7 @@ LATER_FIELDS = (
     "tap",
     "link",
     "move",
+    "contrast",
 )
 
 
