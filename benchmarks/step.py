@@ -72,9 +72,17 @@ def make_phases(inner_layer: str) -> dict:
 
 def make_step(model, tx, phase, axis_name=None):
     """The step of a phase, a function of (state, batch); on one device without axis."""
+    penalty_fn = make_penalty(
+        default.get_config(),
+        phase,
+        1,
+        model,
+        axis_name,
+        platform=jax.default_backend(),
+    )
     return functools.partial(
         train_step,
-        penalty_fn=make_penalty(default.get_config(), phase, 1, model, axis_name),
+        penalty_fn=penalty_fn,
         layer=phase.get("teacher_layer", ""),
         model=model,
         tx=tx,

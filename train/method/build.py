@@ -182,6 +182,7 @@ class Context(NamedTuple):
       accumulate_steps: parts that a device takes its batch in.
       axis_name: of the devices, or None.
       link: of the data, of ``predictions.LINKS``.
+      platform: of the devices ("cpu", "tpu", ...); None for any.
     """
 
     steps_per_epoch: int
@@ -190,9 +191,12 @@ class Context(NamedTuple):
     accumulate_steps: int
     axis_name: str | None
     link: str = "softmax"
+    platform: str | None = None
 
 
-def make_penalty(config, phase, steps_per_epoch, model, axis_name=AXIS):
+def make_penalty(
+    config, phase, steps_per_epoch, model, axis_name=AXIS, *, platform=None
+):
     """The penalty of the phase's method, ``Forward -> (penalty, statistics, sums)``.
 
     Raises:
@@ -205,6 +209,7 @@ def make_penalty(config, phase, steps_per_epoch, model, axis_name=AXIS):
         accumulate_steps=config.accumulate_steps,
         axis_name=axis_name,
         link=config.get("link", "softmax"),
+        platform=platform,
     )
     return METHODS[phase.method](model, phase, context)
 
@@ -219,11 +224,15 @@ def make_step(
     tx,
     class_weights=None,
     axis_name: str = AXIS,
+    platform: str | None = None,
 ):
     """The phase's step of one device: a pure function of (state, batch)."""
+    penalty_fn = make_penalty(
+        config, phase, steps_per_epoch, model, axis_name, platform=platform
+    )
     return functools.partial(
         train_step,
-        penalty_fn=make_penalty(config, phase, steps_per_epoch, model, axis_name),
+        penalty_fn=penalty_fn,
         layer=taught_layer(phase, model, config.image_size),
         model=model,
         tx=tx,

@@ -5,6 +5,8 @@ guided step makes one forward and one backward pass through it, like a plain one
 teacher at an inner layer, or another network's, costs what its docstring says.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,7 @@ from ibsgl_jax import guidance, metrics, saliency, tokens
 from ibsgl_jax.bottleneck import BottleneckConfig
 from ibsgl_jax.models import make_head_fn
 from train.method import answers
+from train.method.parts import in_parts, part_of
 from train.method.teacher import if_guided, is_guided, make_teacher
 
 # How the saliency loss reaches the backbone.
@@ -51,6 +54,7 @@ def from_phase(model, phase, context):
         when=when,
         only_right=phase.only_right,
         teacher_fn=teacher_fn,
+        platform=context.platform,
     )
 
 
@@ -89,6 +93,7 @@ def make_guided_penalty(
     when=None,
     only_right=True,
     teacher_fn,
+    platform=None,
 ):
     """``mu * KL(A || A')`` per example; Algorithm 1, lines 3 to 12.
 
@@ -106,6 +111,8 @@ def make_guided_penalty(
         keeps a training from scratch at chance.
       teacher_fn: of ``teacher.make_teacher``; its map is averaged down to the features.
         An example whose map is all zero, as without a mask, is not guided.
+      platform: that the step is compiled for; None for any. On a CPU a guided step
+        takes some examples at a time (``parts``).
 
     Returns:
       ``penalty_fn(Forward)`` for ``train_step``.
@@ -113,31 +120,34 @@ def make_guided_penalty(
 
     def penalty_fn(forward):
         now = is_guided(when, forward)
-        frozen = jax.lax.stop_gradient(forward.features)
         head_fn = make_head_fn(model, jax.lax.stop_gradient(forward.variables))
-        map_fn, stats = teacher_fn(forward, head_fn)
+        map_fn, seen, stats = teacher_fn(forward, head_fn)
 
-        def guide():
+        def guide(part):
+            size = tokens.map_size(head_fn, part.features)
             guided = guidance.guide(
                 None,
                 head_fn,
-                frozen,
-                forward.labels,
+                part.features,
+                part.labels,
                 None,
                 config=config,
-                teacher=_resized(map_fn(), tokens.map_size(head_fn, frozen)),
+                teacher=_resized(map_fn(part), size),
                 num_examples=forward.num_examples,
-                positives=forward.batch.get("positives"),
+                positives=part.answers.get("positives"),
             )
             # The divergence's slope is found here, so that other steps pay for neither.
             kl, slope_of = jax.vjp(
                 lambda features: guidance.divergence_from(guided, features, config),
-                frozen.astype(jnp.float32),
+                part.features.astype(jnp.float32),
             )
             (slope,) = slope_of(jnp.ones_like(kl))
             return guided._replace(target_features=None), kl, slope
 
-        guided, kl, slope = if_guided(when, forward, guide)
+        guide_all = functools.partial(
+            in_parts, guide, part_of(forward, seen), platform=platform
+        )
+        guided, kl, slope = if_guided(when, forward, guide_all)
         weight = jnp.broadcast_to(now, forward.labels.shape)
         weight = answers.counted(weight, forward.batch)
         weight &= jnp.any(guided.teacher > 0, axis=(1, 2))  # else nothing is taught

@@ -50,8 +50,9 @@ def make_teacher(
       axis_name: pmap axis to average statistics over; None for one device.
 
     Returns:
-      ``teacher_fn(forward, head_fn) -> (map_fn, statistics)``: head_fn is what lies
-      behind ``forward.features``, ``map_fn()`` the map, float32 [N, h, w] >= 0.
+      ``teacher_fn(forward, head_fn) -> (map_fn, seen, statistics)``: head_fn is what
+      lies behind ``forward.features``, seen the teacher's features, and
+      ``map_fn(Part)`` the map of a part of the examples, float32 [n, h, w] >= 0.
     """
     if teacher in METHODS:
         method = teacher
@@ -70,28 +71,28 @@ def make_teacher(
                 lambda new, old: jnp.where(now, new, old), stats, forward.feature_stats
             )
 
-        def map_fn():
+        def map_fn(part):
             if teacher == "mask":
-                return forward.batch["mask"].astype(jnp.float32)
+                return part.answers["mask"].astype(jnp.float32)
             if method == "bottleneck":
                 moments = feature_stats.moments(
                     stats, active_threshold=config.active_threshold
                 )
                 teaching = bottleneck.attribute(
-                    forward.keys,
+                    part.keys,
                     rest_fn,
-                    seen,
-                    forward.labels,
+                    part.seen,
+                    part.labels,
                     moments,
                     config=config,
-                    loss=answers.link_of(forward.batch),
+                    loss=answers.link_of(part.answers),
                 ).saliency
             else:
-                teaching = CAMS[method](rest_fn, seen, forward.labels)
+                teaching = CAMS[method](rest_fn, part.seen, part.labels)
             teaching = sharpened(teaching.astype(jnp.float32), power)
-            return _or_mask(teaching, forward.batch) if mask_first else teaching
+            return _or_mask(teaching, part.answers) if mask_first else teaching
 
-        return map_fn, stats
+        return map_fn, seen, stats
 
     return teacher_fn
 
@@ -125,9 +126,9 @@ def _seen(model, teacher, layer, forward, head_fn, when):
     return if_guided(when, forward, lambda: features_fn(images)), rest_fn
 
 
-def _or_mask(maps, batch):
+def _or_mask(maps, answers):
     """The maps, but for the examples that have a mask: these have that."""
-    mask = batch["mask"]
+    mask = answers["mask"]
     given = masks.known(mask)[:, None, None]
     return jnp.where(given, masks.resized(mask, maps.shape[1:]), maps)
 

@@ -222,6 +222,7 @@ def _compiled_step(config, plan, finished):
         model=plan.model,
         tx=plan.tx,
         class_weights=plan.class_weights,
+        platform=jax.default_backend(),
     )
     # An argument, not a constant: the seeds of a sweep share one compiled program.
     base_key = devices.replicate(make_base_key(config, generation))

@@ -77,7 +77,13 @@ def compile_step(config, phase, devices, num_classes: int):
     schedule = make_schedule(phase.learning_rate, 1000, 0)
     tx = make_optimizer(config.optimizer, schedule)
     step = make_step(
-        config, phase, 1000, generation=0, model=model, tx=tx, axis_name=AXIS
+        config,
+        phase,
+        1000,
+        generation=0,
+        model=model,
+        tx=tx,
+        platform=devices[0].platform,
     )
     state = jax.eval_shape(
         lambda: create_state(
