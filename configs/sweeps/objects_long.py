@@ -15,7 +15,7 @@ from configs import default, objects
 from configs.baselines import energy, icasc
 from configs.sweeps import variants
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3)
 CONTROL = "control"
 
 

@@ -111,8 +111,8 @@ def make_guided_penalty(
         keeps a training from scratch at chance.
       teacher_fn: of ``teacher.make_teacher``; its map is averaged down to the features.
         An example whose map is all zero, as without a mask, is not guided.
-      platform: that the step is compiled for; None for any. On a CPU a guided step
-        takes some examples at a time (``parts``).
+      platform: that the step is compiled for; None for any. On a CPU a step that may
+        be guided or not takes some examples at a time (``parts``).
 
     Returns:
       ``penalty_fn(Forward)`` for ``train_step``.
@@ -144,10 +144,11 @@ def make_guided_penalty(
             (slope,) = slope_of(jnp.ones_like(kl))
             return guided._replace(target_features=None), kl, slope
 
-        guide_all = functools.partial(
-            in_parts, guide, part_of(forward, seen), platform=platform
-        )
-        guided, kl, slope = if_guided(when, forward, guide_all)
+        take = guide
+        if when is not None:  # in a condition a loop costs nothing more
+            take = functools.partial(in_parts, guide, platform=platform)
+        everyone = part_of(forward, seen)
+        guided, kl, slope = if_guided(when, forward, lambda: take(everyone))
         weight = jnp.broadcast_to(now, forward.labels.shape)
         weight = answers.counted(weight, forward.batch)
         weight &= jnp.any(guided.teacher > 0, axis=(1, 2))  # else nothing is taught

@@ -1,13 +1,13 @@
-"""The guided part of a step, some examples at a time where that is quicker: a CPU."""
+"""The guided part of a step, on a CPU some examples at a time, which costs nothing."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
-# Images of a part. What is computed of so few stays in a CPU's cache, and a step that
-# is guided needs little more memory than one that is not.
-SIZE = 8
+# Images of a part: few enough that a guided step needs little more memory than one that
+# is not, and enough that it is no slower (benchmarks/NOTES.md).
+SIZE = 16
 
 
 class Part(NamedTuple):
