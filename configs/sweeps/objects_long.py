@@ -1,14 +1,17 @@
 """A pretrained network on real objects, guided in every step of three epochs.
 
     python -m train.sweep configs/sweeps/objects_long.py --num-perturbed 0
+    python -m train.sweep configs/sweeps/objects_long.py --split test \
+        --num-perturbed 0 --phases control guided oracle bottleneck_20 energy
     python -m train.sweep configs/sweeps/objects_long.py --split seen --num-perturbed 0
 
 Three times as long as ``objects.py`` and at twice its learning rate, a step on the
 elements above zero alone. "guided" is taught by the squared CAM, "bottleneck_20" by the
-bottleneck, "oracle" by the object's true mask; "short" is the control of ``objects.py``, for so long a training fits the cut-outs too well. The
-settings were found with seed 10 in three tries (length and rate; mu 100 and 20). Rivals
-with their own settings, for which none was searched: ICASC, and the energy loss, which
-sees the masks.
+bottleneck, "oracle" by the object's true mask; "short" is the control of
+``objects.py``, for so long a training fits the cut-outs too well. The settings were
+found with seed 10 in three tries (length and rate; mu 100 and 20). Rivals with their
+own settings, for which none was searched: ICASC, and the energy loss, which sees the
+masks.
 """
 
 from configs import default, objects
