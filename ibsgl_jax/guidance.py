@@ -53,9 +53,8 @@ class GuidanceConfig:
         ``losses.soft_mask`` of L^c, the paper's ancestor), "background_overlap" (with
         the complement of L^ib as the mask).
       suppression_weight: the paper's beta, >= 0; 0 switches suppression off.
-      contrast: >= 0, of the wrong class's evidence is taken off the right class's
-        before the teacher is followed: the cross-entropy is of ReLU(M^c - contrast
-        M^p), M being the maps before their ReLU. 0 (default): of L^c, as printed.
+      contrast: >= 0; above 0 not L^c follows the teacher, but ReLU(M^c - contrast M^p),
+        M being the maps before their ReLU.
       gate: where suppression applies: "correct" (the prediction is right; our reading
         of the paper's "c = p", which cannot hold literally) or "always"; but never
         where every class is a label and there is no runner-up.
@@ -226,7 +225,7 @@ def guide(
     gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
     target = _descend(features, gradient, num_examples, config)
     classes, gate = classes_fn(logits), _gate(logits, labels, present, config)
-    _, target_maps = maps_fn(head_fn, target, classes)
+    target_maps = jnp.moveaxis(maps_fn(head_fn, target, classes)[1], 1, 0)
     maps = jax.nn.relu(maps)
     guidance = Guidance(
         target_features=tokens.from_map(target, given, layout),
@@ -237,9 +236,7 @@ def guide(
         teacher=teacher,
         gate=gate,
         loss=loss,
-        target_loss=saliency_loss(
-            target_maps[:, 0], target_maps[:, 1], teacher, gate, config
-        ),
+        target_loss=saliency_loss(*target_maps, teacher, gate, config),
         relative_move=_relative_move(features, target),
         blank=(jnp.max(maps[:, 0], axis=(1, 2)) <= 0).astype(jnp.float32),
     )
@@ -380,17 +377,14 @@ def saliency_loss(
     """The saliency loss per example, [N]: lines 5 to 9 of Algorithm 1.
 
     Args:
-      saliency_c, saliency_p: [N, H, W]; a value below 0, evidence against the class,
-        is read by ``contrast`` alone and counts as 0 elsewhere.
+      saliency_c, saliency_p: [N, H, W]; below 0 only ``contrast`` reads them.
       teacher: [N, H, W], >= 0.
       gate: [N] in {0, 1}, whether suppression applies.
       config: which readings.
     """
-    followed = saliency_c
-    if config.contrast:
-        followed = saliency_c - config.contrast * saliency_p
+    against = config.contrast * saliency_p if config.contrast else 0.0
     loss = losses.saliency_cross_entropy(
-        jax.nn.relu(followed), teacher, kind=config.cross_entropy
+        jax.nn.relu(saliency_c - against), teacher, kind=config.cross_entropy
     )
     if config.suppression_weight == 0:
         return loss
