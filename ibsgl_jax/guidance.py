@@ -225,7 +225,7 @@ def guide(
     gradient, (loss, logits, maps) = jax.grad(total_loss, has_aux=True)(features)
     target = _descend(features, gradient, num_examples, config)
     classes, gate = classes_fn(logits), _gate(logits, labels, present, config)
-    target_maps = jnp.moveaxis(maps_fn(head_fn, target, classes)[1], 1, 0)
+    target_c, target_p = jnp.moveaxis(maps_fn(head_fn, target, classes)[1], 1, 0)
     maps = jax.nn.relu(maps)
     guidance = Guidance(
         target_features=tokens.from_map(target, given, layout),
@@ -236,7 +236,7 @@ def guide(
         teacher=teacher,
         gate=gate,
         loss=loss,
-        target_loss=saliency_loss(*target_maps, teacher, gate, config),
+        target_loss=saliency_loss(target_c, target_p, teacher, gate, config),
         relative_move=_relative_move(features, target),
         blank=(jnp.max(maps[:, 0], axis=(1, 2)) <= 0).astype(jnp.float32),
     )
