@@ -28,6 +28,6 @@ def get_config():
     ):
         variants.add(config, name, **teacher, guidance__suppression=kind)
     for name, share in (("contrast_03", 0.3), ("contrast_1", 1.0)):
-        none = dict(guidance__suppression_weight=0.0, guidance__contrast=share)
-        variants.add(config, name, **teacher, **none)
+        alone = dict(guidance__suppression_weight=0.0, guidance__contrast=share)
+        variants.add(config, name, **teacher, **alone)
     return config

@@ -1,9 +1,12 @@
 """The guided part of a step, on a CPU some examples at a time, which costs nothing."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+
+from ibsgl_jax.chunks import map_chunks
 
 # Images of a part: few enough that a guided step needs little more memory than one that
 # is not, and enough that it is no slower (benchmarks/NOTES.md).
@@ -45,15 +48,9 @@ def in_parts(fn: Callable, everyone: Part, *, platform: str | None = None):
       everyone: all of the step's examples.
       platform: that it is compiled for; None for any, for which ``fn`` is traced twice.
     """
-    num = len(everyone.labels)
-    if num <= SIZE or num % SIZE or platform not in ("cpu", None):
+    if len(everyone.labels) % SIZE or platform not in ("cpu", None):
         return fn(everyone)
-
-    def one_after_another(everyone):
-        parts = jax.tree.map(lambda x: x.reshape(-1, SIZE, *x.shape[1:]), everyone)
-        done = jax.lax.map(fn, parts)
-        return jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), done)
-
+    by_parts = functools.partial(map_chunks, fn, chunk_size=SIZE)
     if platform == "cpu":
-        return one_after_another(everyone)
-    return jax.lax.platform_dependent(everyone, cpu=one_after_another, default=fn)
+        return by_parts(everyone)
+    return jax.lax.platform_dependent(everyone, cpu=by_parts, default=fn)

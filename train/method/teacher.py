@@ -50,8 +50,8 @@ def make_teacher(
       axis_name: pmap axis to average statistics over; None for one device.
 
     Returns:
-      ``teacher_fn(forward, head_fn) -> (map_fn, seen, stats)``: head_fn lies behind
-      ``forward.features``, ``Part.seen`` is seen, ``map_fn(Part)`` float32 [n, h, w].
+      ``teacher_fn(forward, head_fn) -> (map_fn, seen, statistics)``: the map of a
+      ``parts.Part``, float32 [n, h, w] >= 0; the features it is of; theirs, moving.
     """
     if teacher in METHODS:
         method = teacher
