@@ -1,8 +1,7 @@
 """A pretrained network on real objects, guided in every step of three epochs.
 
     python -m train.sweep configs/sweeps/objects_long.py --num-perturbed 0
-    python -m train.sweep configs/sweeps/objects_long.py --split test \
-        --num-perturbed 0 --phases control guided oracle bottleneck_20 energy
+    python -m train.sweep configs/sweeps/objects_long.py --split test --num-perturbed 0
     python -m train.sweep configs/sweeps/objects_long.py --split seen --num-perturbed 0
 
 Three times as long as ``objects.py`` and at twice its learning rate, a step on the
