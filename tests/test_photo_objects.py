@@ -13,6 +13,9 @@ from train.data.photo_objects import photo_objects_dataset_builder as photo_obje
 from train.errors import DatasetError
 
 SPLITS = tuple(photos.SHARES)
+CONFIGS = {
+    name: photo_objects.make_config(name) for name in ("independent", "families")
+}
 GREEN = np.array([0, 200, 0])
 
 
@@ -20,14 +23,14 @@ def decode(encoded):
     return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
-def all_pictures():
+def all_pictures(name):
     """(cut-outs of classes, things of no class, backgrounds) of all splits."""
-    parts = zip(*(photo_objects.pictures(split) for split in SPLITS), strict=True)
-    of_classes, others, backgrounds = parts
+    parts = [photo_objects.pictures(CONFIGS[name], split) for split in SPLITS]
+    of_classes, others, families = zip(*parts, strict=True)
     return (
         [p for split in of_classes for names in split for p in names],
         [p for split in others for p in split],
-        [p for split in backgrounds for p in split],
+        [p for split in families for names in split for p in names],
     )
 
 
@@ -38,7 +41,8 @@ def share(tmp_path_factory):
     A margin and a coloured transparent part are what a cut-out has.
     """
     folder = tmp_path_factory.mktemp("share")
-    of_classes, others, backgrounds = all_pictures()
+    parts = zip(*map(all_pictures, CONFIGS), strict=True)
+    of_classes, others, backgrounds = (set(sum(lists, [])) for lists in parts)
     draw = np.random.default_rng(0)
     for path in (*of_classes, *others):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -65,27 +69,38 @@ def examples(share):
 
 class TestSplits:
     def test_no_picture_is_in_two_splits_or_twice_in_one(self):
-        for paths in all_pictures():
+        for paths in itertools.chain(*map(all_pictures, CONFIGS)):
             assert len(paths) == len(set(paths))
 
     def test_things_beside_are_of_no_class(self):
-        of_classes, others, _ = all_pictures()
+        of_classes, others, _ = all_pictures("independent")
         assert not set(of_classes) & set(others)
 
     @pytest.mark.parametrize("split", SPLITS)
     def test_every_class_has_cutouts(self, split):
-        of_classes, others, backgrounds = photo_objects.pictures(split)
+        config = CONFIGS["independent"]
+        of_classes, others, (backgrounds,) = photo_objects.pictures(config, split)
         assert len(of_classes) == 8 and all(len(names) >= 2 for names in of_classes)
         assert len(others) >= 6 and len(backgrounds) >= 4
 
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_kinds_have_the_cutouts_of_their_classes(self, split):
+        of_classes, _, _ = photo_objects.pictures(CONFIGS["independent"], split)
+        kinds, _, families = photo_objects.pictures(CONFIGS["families"], split)
+        first = dict(zip(cutouts.CLASSES, of_classes, strict=True))
+        assert kinds[0] == first["bird"] + first["hoofed"] + first["carnivore"]
+        assert len(families) == 2 and all(len(names) >= 2 for names in families)
+
     def test_seen_has_the_objects_of_train_in_scenes_of_validation(self):
-        seen, train, validation = map(
-            photo_objects.pictures, ("seen", "train", "validation")
+        seen, train, validation = (
+            photo_objects.pictures(CONFIGS["independent"], split)
+            for split in ("seen", "train", "validation")
         )
         assert seen == (train[0], *validation[1:])
 
     @pytest.mark.parametrize("split", cutouts.SPLITS)
-    def test_a_split_opens_its_own_only(self, split, share, monkeypatch):
+    @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+    def test_a_split_opens_its_own_only(self, config, split, share, monkeypatch):
         opened = set()
         for name in ("_open_cutout", "_open_background"):
             original = getattr(photo_objects, name)
@@ -96,9 +111,9 @@ class TestSplits:
 
             monkeypatch.setattr(photo_objects, name, spy)
         for i in range(20):
-            photo_objects.generate_example(photo_objects.make_config(), split, i)
-        of_classes, others, backgrounds = photo_objects.pictures(split)
-        own = {*itertools.chain(*of_classes), *others, *backgrounds}
+            photo_objects.generate_example(config, split, i)
+        of_classes, others, families = photo_objects.pictures(config, split)
+        own = {*itertools.chain(*of_classes, *families), *others}
         assert len(opened) > 10 and opened <= own
 
     def test_packages_have_every_picture(self, monkeypatch):
@@ -106,7 +121,8 @@ class TestSplits:
         monkeypatch.setattr(photo_objects, "SHARE", photo_objects.Path("/usr/share"))
         if not (photo_objects.SHARE / cutouts.STAMPS).is_dir():
             pytest.skip("tuxpaint-stamps-default is not installed")
-        photo_objects.check_installed()
+        for config in CONFIGS.values():
+            photo_objects.check_installed(config)
 
 
 class TestGenerateExample:
@@ -156,6 +172,31 @@ class TestGenerateExample:
         assert places == set(range(len(cutouts.BACKGROUNDS["train"])))
 
 
+class TestFamilies:
+    def families(self, config, split):
+        """Whether the background is of the kind's own family in training, [300]."""
+        of_first = len(cutouts.FAMILIES["water and sky"][split])
+        drawn = [photo_objects.generate_example(config, split, i) for i in range(300)]
+        return np.array([(e["photo"] >= of_first) == e["label"] for e in drawn])
+
+    def test_the_background_tells_the_kind_in_train_and_misleads_elsewhere(self):
+        config = photo_objects.make_config("families", image_size=32)
+        # 300 draws: four standard deviations are 0.05.
+        assert abs(self.families(config, "train").mean() - 0.95) < 0.05
+        assert not self.families(config, "validation").any()
+        assert not self.families(config, "test").any()
+
+    def test_balanced_it_tells_nothing(self):
+        config = photo_objects.make_config("families_balanced", image_size=32)
+        for split in ("train", "validation"):
+            assert abs(self.families(config, split).mean() - 0.5) < 0.12
+
+    def test_labels_are_called_by_their_kind(self, tmp_path):
+        sizes = {"num_train": 4, "num_validation": 2, "num_test": 2, "image_size": 32}
+        builder = sources.prepare("photo_objects/families", tmp_path, **sizes)
+        assert sources.class_names(builder) == ("animal", "plant")
+
+
 class TestPrepare:
     def test_pipeline_prepares_it(self, tmp_path):
         sizes = {"num_train": 4, "num_validation": 2, "num_test": 2}
@@ -173,7 +214,7 @@ class TestPrepare:
         assert not list((tmp_path / "data").glob("photo_objects/*/*/*.json"))
 
     def test_default_is_the_named_config(self):
-        (config,) = photo_objects.Builder.BUILDER_CONFIGS
+        config = photo_objects.Builder.BUILDER_CONFIGS[0]
         assert photo_objects.make_config("independent", image_size=160) is config
         assert (
             photo_objects.make_config(image_size=48).name == "independent_image_size48"

@@ -3,7 +3,8 @@
 The cut-outs are the photographs, looked at one by one, of tuxpaint-stamps-default;
 what is drawn there is left out. Pictures of one animal or of one kind of thing (a gnu
 and its calf, five apples) are in one split. Backgrounds show none of the classes. The
-split "seen" has the cut-outs of train in scenes of validation.
+split "seen" has the cut-outs of train in scenes of validation. Kinds and families are
+those of the configs "families".
 """
 
 STAMPS = "tuxpaint/stamps"
@@ -116,15 +117,41 @@ OTHERS = {
 }
 MATE = "backgrounds/mate/nature/{}.jpg"
 PLASMA = "wallpapers/{}/contents/images/2560x1600.jpg"
+
+
+def _mate(*names: str) -> tuple[str, ...]:
+    return tuple(map(MATE.format, names))
+
+
+def _plasma(*names: str) -> tuple[str, ...]:
+    return tuple(map(PLASMA.format, names))
+
+
 BACKGROUNDS = {
-    "train": tuple(map(MATE.format, ("Blinds", "Dune", "GreenMeadow", "Aqua")))
-    + tuple(
-        map(PLASMA.format, ("BytheWater", "ColorfulCups", "DarkestHour", "FallenLeaf"))
-    ),
-    "validation": (MATE.format("RainDrops"), MATE.format("Storm"))
-    + (PLASMA.format("Grey"), PLASMA.format("Path")),
-    "test": (MATE.format("Wood"), PLASMA.format("summer_1am"))
-    + (PLASMA.format("ColdRipple"), PLASMA.format("Kite")),
+    "train": _mate("Blinds", "Dune", "GreenMeadow", "Aqua")
+    + _plasma("BytheWater", "ColorfulCups", "DarkestHour", "FallenLeaf"),
+    "validation": _mate("RainDrops", "Storm") + _plasma("Grey", "Path"),
+    "test": _mate("Wood") + _plasma("summer_1am", "ColdRipple", "Kite"),
+}
+
+# Kind, whose position is its label under "families": its classes.
+KINDS = {
+    "animal": ("bird", "hoofed", "carnivore"),
+    "plant": ("flower", "fruit", "vegetable"),
+}
+# Backgrounds of two families, and which split owns each; in training the kind at a
+# position is mostly seen on the family there.
+FAMILIES = {
+    "water and sky": {
+        "train": _mate("Aqua") + _plasma("BytheWater", "DarkestHour"),
+        "validation": _mate("Storm") + _plasma("EveningGlow"),
+        "test": _plasma("ColdRipple", "Kite", "summer_1am"),
+    },
+    "leaves": {
+        "train": _mate("Blinds", "Dune", "GreenMeadow") + _plasma("FallenLeaf"),
+        "validation": _mate("RainDrops") + _plasma("Path"),
+        "test": _mate("TwoWings") + _plasma("OneStandsOut"),
+    },
 }
 
 # A split, whose cut-outs it shows, and whose things and backgrounds.
