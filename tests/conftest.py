@@ -5,7 +5,8 @@ environment's variables reach the child processes of tests as well.
 
 A program is compiled once in a session, for all workers and the commands that they
 start, without LLVM's slower passes and, where XLA still has others, without its slower
-emitters of fused loops. ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` tests what users run; a ``JAX_COMPILATION_CACHE_DIR`` that is kept makes the next session short.
+emitters of fused loops. ``JAX_DISABLE_MOST_OPTIMIZATIONS=0`` tests what users run; a
+``JAX_COMPILATION_CACHE_DIR`` that is kept makes the next session short.
 """
 
 import atexit
