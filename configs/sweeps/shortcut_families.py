@@ -17,15 +17,16 @@ from configs.sweeps import shortcut_rows, variants
 SEEDS = (0, 1, 2)
 CONTROL = "plain"
 CONTROLS = dict(masktune="ft_plain", last_layer="ft_plain")
-# Row of shortcut_rows.py: its setting here, for which none was searched but RRR's.
+# Row of shortcut_rows.py: its setting. RRR's: with seed 10 weights of 1 and 10 left
+# accuracies of .52 and .40, so a hundredth of the smaller is taken; no other was tried.
 SETTINGS = {
-    "rrr": dict(weight=1.0),
-    "rrr_10": dict(weight=1.0),
-    "energy": dict(weight=1.0),
     "guided": dict(mu=20.0),
     "masks_100": dict(mu=20.0),
     "masks_10": dict(mu=20.0),
+    "energy": dict(weight=1.0),
     "saliency_guided": dict(weight=1.0),
+    "rrr": dict(weight=0.01),
+    "rrr_10": dict(weight=0.01),
 }
 
 
@@ -50,11 +51,6 @@ def base():
 
 def get_config():
     config = base()
-    for name, settings in SETTINGS.items():
-        phase = shortcut_rows.make_phase(config, name, **settings)
-        if "guidance" in phase:
-            phase.guidance.move = "active"
-        variants.put(config, name, phase)
     same = default.length_of(config.ft_plain)
     variants.put(config, "masktune", masktune.phase(**same))
     # It sees data without the shortcut, as no other row but "sound" does.
@@ -64,4 +60,9 @@ def get_config():
         dataset=f"{config.dataset}_balanced",
     )
     variants.put(config, "last_layer", retrained)
+    for name, settings in SETTINGS.items():
+        phase = shortcut_rows.make_phase(config, name, **settings)
+        if "guidance" in phase:
+            phase.guidance.move = "active"
+        variants.put(config, name, phase)
     return config
