@@ -1,5 +1,6 @@
 """Sweeps: what is run and what is not, intervals over seeds, tables and the figure."""
 
+import copy
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from tests import tiny_run
@@ -147,8 +149,6 @@ class TestTables:
     def test_figure(self, tmp_path):
         summary = summarize(RECORDS, control)
         path = sweep_figure.write_dots(summary, RECORDS, tmp_path / "a" / "dots.png")
-        from PIL import Image
-
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 5
         guided = summary["guided"]["measures"]["box_share"]
@@ -267,14 +267,22 @@ class TestMain:
         for seed, found in RECORDS.items():
             path = scores_file.path(folder / f"seed_{seed}", "validation")
             path.parent.mkdir(parents=True)
-            path.write_text(json.dumps(found))
-        arguments += ["--columns", "box_share", "--phases", "guided"]
-        arguments += ["--figure", str(tmp_path / "dots.png")]
-        assert sweep.main(arguments) == 0
+            more = copy.deepcopy(found)
+            for part in more["phases"].values():
+                part["measures"]["means"]["worst_class"] = 0.1
+            path.write_text(json.dumps(more))
+        arguments += ["--phases", "guided", "--figure"]
+        assert sweep.main([*arguments, str(tmp_path / "some.png")]) == 0
+        arguments += [str(tmp_path / "two.png"), "--columns", "box_share"]
+        assert sweep.main([*arguments, "worst_class"]) == 0
         out = capsys.readouterr().out
         assert "3 seeds" in out and "| **0.520 ± 0.224** |" in out
         assert "| control |" not in out.replace("| guided | control |", "")
-        assert (tmp_path / "dots.png").exists()
+        widths = []
+        for name in ("some.png", "two.png"):
+            with Image.open(tmp_path / name) as image:
+                widths.append(image.width)
+        assert widths[0] < widths[1]  # a panel for each column that was asked for
         assert fake() == []
 
     def test_mistakes_are_one_line(self, config, tmp_path, capsys):

@@ -129,10 +129,9 @@ def make_parser():
     parser.add_argument(
         "--columns",
         nargs="+",
-        default=sweep_tables.COLUMNS,
         choices=list(MEASURES),
         metavar="MEASURE",
-        help="of the table: " + ", ".join(MEASURES),
+        help="of tables and figure, which else have some: " + ", ".join(MEASURES),
     )
     parser.add_argument(
         "--ours",
@@ -212,16 +211,18 @@ def show(module, records, folder: Path, arguments):
         "the paired difference from the control excludes zero"
         + (f"; fewer seeds: {', '.join(fewer)}" if fewer else "")
     )
-    print("\n" + sweep_tables.table(summary, arguments.columns))
+    columns = arguments.columns or sweep_tables.COLUMNS
+    print("\n" + sweep_tables.table(summary, columns))
     print("\nPaired differences, in per cent of the control's mean:\n")
-    print(sweep_tables.relative_table(summary, arguments.columns))
+    print(sweep_tables.relative_table(summary, columns))
     if methods:
         print(
             f"\nMaps of other methods; in brackets: L^c of {arguments.ours} over it:\n"
         )
         print(sweep_tables.method_table(methods, arguments.ours))
     if arguments.figure:
-        path = sweep_figure.write_dots(summary, records, arguments.figure)
+        panels = arguments.columns or sweep_figure.PANELS
+        path = sweep_figure.write_dots(summary, records, arguments.figure, panels)
         print(f"\n{path}")
 
 
