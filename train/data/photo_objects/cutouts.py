@@ -4,7 +4,8 @@ The cut-outs are the photographs, looked at one by one, of tuxpaint-stamps-defau
 what is drawn there is left out. Pictures of one animal or of one kind of thing (a gnu
 and its calf, five apples) are in one split. Backgrounds show none of the classes. The
 split "seen" has the cut-outs of train in scenes of validation. Kinds and families are
-those of the configs "families".
+those of the configs "families"; one of their backgrounds has boats, which are of
+neither kind, and the leaves have seeds among them.
 """
 
 STAMPS = "tuxpaint/stamps"
