@@ -11,7 +11,6 @@ itself ("ft_plain"). Guidance steps on active elements (RESULTS 9).
 """
 
 from configs import default, objects
-from configs.baselines import masktune
 from configs.sweeps import shortcut_rows, variants
 
 SEEDS = (0, 1, 2)
@@ -51,15 +50,7 @@ def base():
 
 def get_config():
     config = base()
-    same = default.length_of(config.ft_plain)
-    variants.put(config, "masktune", masktune.phase(**same))
-    # It sees data without the shortcut, as no other row but "sound" does.
-    retrained = default.plain_phase(
-        **same | dict(learning_rate=3e-3),
-        layers="head",
-        dataset=f"{config.dataset}_balanced",
-    )
-    variants.put(config, "last_layer", retrained)
+    shortcut_rows.add_from_plain(config, learning_rate=3e-3)
     for name, settings in SETTINGS.items():
         phase = shortcut_rows.make_phase(config, name, **settings)
         if "guidance" in phase:

@@ -108,19 +108,27 @@ def make_phase(config, name: str, **settings):
     return phase
 
 
+def add_from_plain(config, **retrained):
+    """MaskTune and the last layer alone, from "plain" as "ft_plain" is.
+
+    Args:
+      config: changed in place.
+      **retrained: fields of the last layer's phase.
+    """
+    same = default.length_of(config.ft_plain)
+    variants.put(config, "masktune", masktune.phase(**same | dict(num_epochs=1.0)))
+    # It sees data without the shortcut, as no other row but "sound" does.
+    last_layer = dict(layers="head", dataset=f"{config.dataset}_balanced")
+    phase = default.plain_phase(**same | last_layer | retrained)
+    variants.put(config, "last_layer", phase)
+
+
 def get_config(cue: str = "decoy"):
     config = base(cue)
     for name in METHODS + FINE_TUNED:
         settings = SETTINGS[method_of(name)[0]]
         variants.put(config, name, make_phase(config, name, **settings))
-    same = {f: config.ft_plain[f] for f in ("init", "learning_rate")}
-    variants.put(config, "masktune", masktune.phase(num_epochs=1.0, **same))
-    # It sees data without the shortcut, as no other row but "sound" does.
-    balanced = f"{config.dataset}_balanced"
-    retrained = default.plain_phase(
-        **same, num_epochs=5.0, layers="head", dataset=balanced
-    )
-    variants.put(config, "last_layer", retrained)
+    add_from_plain(config)
     for name in LAST:
         settings = SETTINGS[method_of(name)[0]]
         variants.put(config, name, make_phase(config, name, **settings))

@@ -145,11 +145,11 @@ def generate_example(config: ObjectsConfig, split: str, index: int) -> dict:
     label = int(rng.integers(len(of_classes)))
     family = _draw_family(rng, config, split, label)
     cutout = int(rng.integers(len(of_classes[label])))
-    photo = int(rng.integers(len(families[family])))
-    photo += sum(map(len, families[:family]))
+    place = int(rng.integers(len(families[family])))
+    photo = sum(map(len, families[:family])) + place
     other = others[rng.integers(len(others))]
 
-    background = _open_background(SHARE / sum(families, ())[photo])
+    background = _open_background(SHARE / families[family][place])
     side = rng.uniform(*CROP) * min(background.size)
     image = photos.crop_square(rng, background, side, config.image_size)
     _paste(rng, image, _open_cutout(SHARE / other), OTHER_SIZE)
