@@ -277,9 +277,13 @@ class TestOptions:
             runs[name] = jax.device_get(outcome["guided"][0])
         chex.assert_trees_all_equal(runs["stopped"], runs["straight"])
         state = runs["straight"]
-        # The average follows the parameters, which do not know of it.
-        chex.assert_trees_all_equal(
-            state.params, jax.device_get(whole[1]["guided"][0].params)
+        # The average follows the parameters, which do not know of it; another program
+        # without it, so they may round in another order.
+        chex.assert_trees_all_close(
+            state.params,
+            jax.device_get(whole[1]["guided"][0].params),
+            rtol=1e-4,
+            atol=1e-7,
         )
         kernel, average = (p["fc"]["kernel"] for p in (state.params, state.ema_params))
         distance = np.linalg.norm(kernel - average) / np.linalg.norm(kernel)
