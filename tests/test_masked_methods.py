@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from configs.baselines import energy as energy_config
 from configs.baselines import masktune as masktune_config
 from configs.baselines import rand_r4 as rand_r4_config
 from configs.baselines import rrr as rrr_config
+from tests import training_step
 from train.data.dataset import FewMasks
 from train.errors import ConfigError
 from train.method import build, masks, masktune
@@ -167,6 +169,45 @@ def test_the_input_gradient_stays_inside_of_the_mask(state, kind, weight):
             after, _ = step(after, batch)
         ratios.append(gradient_outside(after.variables, batch))
     assert ratios[1] < 0.85 * ratios[0]
+
+
+@pytest.mark.parametrize("kind, weight", [("rrr", 0.1), ("rand_r4", 10.0)])
+class TestBatchNorm:
+    """The gradient is that of the network that learns, with its batch's statistics."""
+
+    def steps(self, kind, weight, **options):
+        model = training_step.make_model(**options)
+        phase = ConfigDict(OPTIONS[kind] | {"weight": weight})
+        if kind == "rand_r4":
+            phase.num_samples = 1
+        return model, training_step.make_step(
+            "plain",
+            model,
+            axis_name=options.get("axis_name"),
+            penalty_fn=build.METHODS[kind](model, phase, None),
+        )
+
+    def test_running_statistics_have_no_part_in_it(self, kind, weight):
+        """With them, they could flatten what no training step sees."""
+        model, step = self.steps(kind, weight)
+        state, batch = training_step.make_state(model), training_step.make_batch()
+        values = []
+        for factor in (np.float32(1.0), np.float32(100.0)):
+            stats = jax.tree.map(lambda x, f=factor: f * x, state.batch_stats)
+            _, sums = jax.jit(step)(state.replace(batch_stats=stats), batch)
+            values.append(float(sums[TERMS[kind]][0]))
+        assert values[0] == values[1] > 0
+
+    def test_does_not_depend_on_the_devices(self, kind, weight):
+        model, step = self.steps(kind, weight, axis_name=training_step.AXIS)
+        batch, outcome = training_step.make_batch(), []
+        for num in (1, 8):
+            run = training_step.pmap_step(step, num)
+            state = training_step.make_state(model)
+            for _ in range(2):
+                state, sums = run(state, training_step.shard(batch, num))
+            outcome.append(jax.device_get((state.params, sums)))
+        chex.assert_trees_all_close(*outcome, rtol=1e-3, atol=5e-5)
 
 
 class Context:

@@ -6,7 +6,7 @@ import optax
 
 from ibsgl_jax import metrics, saliency
 from ibsgl_jax.models import make_head_fn
-from train.method.step import dropout
+from train.method.step import training_logits
 
 
 def from_phase(model, phase, context):
@@ -54,13 +54,8 @@ def make_masktune_penalty(model):
         maps = saliency.upsample(maps[:, 0], forward.images.shape[1:3])
         hidden = most_salient(maps)
         lowest = jnp.min(forward.images, axis=(1, 2), keepdims=True)
-        logits, _ = model.apply(
-            forward.variables,
-            jnp.where(hidden[..., None], lowest, forward.images),
-            train=True,
-            mutable=["batch_stats"],
-            **dropout(model, forward.keys),
-        )
+        without = jnp.where(hidden[..., None], lowest, forward.images)
+        logits = training_logits(model, forward.variables, without, forward.keys)
         cross_entropy = optax.softmax_cross_entropy_with_integer_labels
         task = cross_entropy(logits, labels)
         sums = {

@@ -7,6 +7,7 @@ import optax
 from ibsgl_jax import metrics
 from train.method import masks
 from train.method.fields import numbers
+from train.method.step import training_logits
 
 
 def from_phase(model, phase, context):
@@ -21,9 +22,10 @@ def from_phase(model, phase, context):
 def make_rand_r4_penalty(model, *, weight, epsilon, num_samples):
     """``weight * ||(1 - mask) max_d |g(x + d)| ||_2`` per example.
 
-    g is the gradient of the cross-entropy in the image, in evaluation mode, d = 0 or a
-    uniform draw in [0, epsilon] on the pixels outside of the mask, and the maximum that
-    of each pixel and channel. An example without a mask (all zero) has no penalty.
+    g is the gradient of the batch's cross-entropy in the image, in training mode (see
+    ``rrr``), d = 0 or a uniform draw in [0, epsilon] on the pixels outside of the mask,
+    and the maximum that of each pixel and channel. BatchNorm sees the batch of one draw
+    at a time. An example without a mask (all zero) has no penalty.
 
     Args:
       model: with features and head methods.
@@ -44,12 +46,12 @@ def make_rand_r4_penalty(model, *, weight, epsilon, num_samples):
         images = forward.images
         outside = masks.outside(forward.batch["mask"])[..., None]
 
-        def cross_entropy(near):
-            # In one batch: on a CPU a loop over the draws takes many times as long.
-            logits = model.apply(forward.variables, near.reshape(-1, *images.shape[1:]))
-            labels = jnp.tile(forward.labels, len(near))
+        dropout_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(forward.keys)
+
+        def cross_entropy(images):
+            logits = training_logits(model, forward.variables, images, dropout_keys)
             return jnp.sum(
-                optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+                optax.softmax_cross_entropy_with_integer_labels(logits, forward.labels)
             )
 
         draws = jax.vmap(
@@ -59,7 +61,8 @@ def make_rand_r4_penalty(model, *, weight, epsilon, num_samples):
         near = jnp.concatenate(
             [images[None], images[None] + epsilon * outside[None] * draws]
         )
-        gradients = jnp.abs(jax.grad(cross_entropy)(near))
+        # Side by side: on a CPU a loop over the draws takes many times as long.
+        gradients = jnp.abs(jax.vmap(jax.grad(cross_entropy))(near))
         wrong = outside * jnp.max(gradients, axis=0)
         # The root has no derivative at 0, where an example has no mask.
         norm = jnp.sqrt(jnp.sum(jnp.square(wrong), axis=(1, 2, 3)) + 1e-12)

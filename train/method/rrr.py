@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ibsgl_jax import metrics
 from train.method import masks
 from train.method.fields import numbers
+from train.method.step import training_logits
 
 
 def from_phase(model, phase, context):
@@ -17,9 +18,12 @@ def from_phase(model, phase, context):
 def make_rrr_penalty(model, *, weight):
     """``weight * sum((1 - mask) g^2)`` per example, g the gradient in the image.
 
-    g is that of the sum over all classes of the log probabilities, in evaluation mode,
-    so that images do not interact; its unit is one over a normalised pixel. An example
-    without a mask (all zero) has no penalty.
+    g is that of the sum over all classes and images of the log probabilities, in
+    training mode as the task's own pass: with BatchNorm an image has a part in what is
+    said of the others too. In evaluation mode it would be that of another network,
+    which its running statistics make flat while the trained one keeps its gradients.
+    Its unit is one over a normalised pixel. An example without a mask (all zero) has no
+    penalty.
 
     Args:
       model: with features and head methods.
@@ -36,7 +40,7 @@ def make_rrr_penalty(model, *, weight):
 
     def penalty_fn(forward):
         def log_probs(images):
-            logits = model.apply(forward.variables, images)
+            logits = training_logits(model, forward.variables, images, forward.keys)
             return jnp.sum(jax.nn.log_softmax(logits))
 
         gradient = jax.grad(log_probs)(forward.images)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ibsgl_jax import metrics
 from train.method.fields import numbers
-from train.method.step import dropout
+from train.method.step import training_logits
 
 
 def from_phase(model, phase, context):
@@ -52,14 +52,8 @@ def make_saliency_guided_penalty(model, *, mask_fraction, weight):
         masked = mask_least_important(
             noise_keys, forward.images, importance, fraction=mask_fraction
         )
-        masked_logits, _ = model.apply(
-            forward.variables,
-            masked,
-            train=True,
-            mutable=["batch_stats"],
-            **dropout(model, dropout_keys),
-        )
-        kl = prediction_kl(forward.logits, masked_logits)
+        logits = training_logits(model, forward.variables, masked, dropout_keys)
+        kl = prediction_kl(forward.logits, logits)
         return (
             weight * kl,
             forward.feature_stats,

@@ -213,6 +213,18 @@ def _forward(
     return forward, task, updated.get("batch_stats", {})
 
 
+def training_logits(model, variables, images, keys):
+    """[N, C] in training mode, dropout by ``keys`` [N]; no running statistics."""
+    logits, _ = model.apply(
+        variables,
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        **dropout(model, keys),
+    )
+    return logits
+
+
 def dropout(model, keys) -> dict:
     """What makes the draws of dropout depend on each example's own key, keys [N].
 
