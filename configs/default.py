@@ -86,7 +86,9 @@ def get_config() -> ConfigDict:
     # Data: a folder of pictures (docs/photos.md); "": the data set below.
     config.data = ""
     config.fit = "crop"  # pictures keep their aspect; "squash": to a square as they are
-    config.link = "softmax"  # "sigmoid": several labels per picture, or none
+    # "sigmoid", a binary cross-entropy for each class: any number of labels a picture;
+    # "softmax": just one.
+    config.link = "softmax"
     config.class_weights = 0.0  # power of 1 / frequency in the loss; 0: none
     # Any tfds name with image and label, prepared as array_record in data_dir.
     config.dataset = "photo_digits/independent"

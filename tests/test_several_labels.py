@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from configs import default, photos
-from tests import shapes
+from configs import photos
+from tests import shapes, tiny_run
 from tests.pictures import fill, map_all, write_csv
 from train.data import batches, dataset, folders, given, several
-from train.errors import ConfigError, DatasetError, UserError
+from train.errors import DatasetError, UserError
+from train.measure import precision
 from train.method import check
 
 NAMES = ("cross", "disc", "square")
@@ -108,30 +109,73 @@ class TestData:
         np.testing.assert_array_equal(batch["label"], firsts)
 
 
+class TestOneLabelEach:
+    """A binary cross-entropy head: every class a question of its own, and said so."""
+
+    def check(self, source, num_classes):
+        for example in map_all(source):
+            positives = np.eye(num_classes, dtype=np.uint8)[example["label"]]
+            np.testing.assert_array_equal(example["positives"], positives)
+            assert example["positives"].dtype == np.uint8
+
+    @pytest.mark.parametrize("csv", [False, True])
+    def test_a_folder(self, open_, tmp_path, csv):
+        folder = fill(tmp_path / "photos")
+        if csv:
+            rows = [(f"{c}/{i}.png", c) for c in ("cat", "dog") for i in range(8)]
+            folder = write_csv(folder, ("file", "label"), rows)
+        data, plain = open_(folder), open_(folder, link="softmax")
+        self.check(data.train, data.num_classes)
+        (note,) = (line for line in data.warnings if "just one label" in line)
+        assert "--config.link=sigmoid" in note
+        assert not any("just one label" in line for line in plain.warnings)
+        assert data.class_names == plain.class_names and data.rows == plain.rows
+
+    def test_split_folders(self, open_, tmp_path):
+        for split in ("train", "test"):
+            fill(tmp_path / "photos" / split)
+        data = open_(tmp_path / "photos")
+        self.check(data.train, data.num_classes)
+
+    def test_examples(self):
+        given_ = [{**e, "label": "ab"[i % 2]} for i, e in enumerate(examples())]
+        data = given.open_examples(given_, image_size=16, link="sigmoid")
+        self.check(data.train, 2)
+        assert any("just one label" in line for line in data.warnings)
+
+    def test_a_data_set_of_tfds(self, photo_digits_dir):
+        config = tiny_run.make_config(photo_digits_dir)
+        without = dataset.load_data(config)
+        config.link = "sigmoid"
+        data = dataset.load_data(config)
+        for source, other in zip(data[:3], without[:3], strict=True):
+            self.check(source, 10)
+            assert "positives" not in other[0]
+            np.testing.assert_array_equal(source[0]["image"], other[0]["image"])
+        assert data[3:] == without[3:]
+
+
+class TestTopLabel:
+    def test_is_the_accuracy_where_there_is_one_label(self):
+        logits = np.random.default_rng(0).normal(size=(40, 5))
+        labels = np.arange(40) % 5
+        positives = np.eye(5, dtype=np.uint8)[labels]
+        accuracy = np.mean(np.argmax(logits, axis=1) == labels)
+        assert precision.top_label(logits, positives) == accuracy
+
+    def test_leaves_out_an_image_without_a_label(self):
+        logits = np.float32([[1, 2, 0], [3, 2, 1], [0, 0, 1]])
+        positives = np.uint8([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+        assert precision.top_label(logits, positives) == 0.5
+        assert np.isnan(precision.top_label(logits, np.zeros_like(positives)))
+
+
 class TestRefusals:
     """One line each, with the mend."""
 
     def one_line(self, error):
         assert "\n" not in str(error.value)
         return str(error.value)
-
-    def test_class_folders(self, open_, tmp_path):
-        with pytest.raises(DatasetError) as error:
-            open_(fill(tmp_path / "photos"))
-        assert "--config.link=softmax" in self.one_line(error)
-
-    def test_labels_csv_with_one_label_each(self, open_, tmp_path):
-        folder = fill(tmp_path / "photos")
-        rows = [(f"{c}/{i}.png", c) for c in ("cat", "dog") for i in range(8)]
-        with pytest.raises(DatasetError, match="just one label: set --config.link=sof"):
-            open_(write_csv(folder, ("file", "label"), rows))
-
-    def test_a_data_set_of_tfds(self):
-        config = default.get_config()
-        config.link = "sigmoid"
-        with pytest.raises(ConfigError) as error:
-            dataset.load_data(config, look_only=True)
-        assert "one label per image: set --config.link=softmax" in self.one_line(error)
 
     def test_lists_under_a_softmax(self):
         with pytest.raises(DatasetError, match="--config.link=sigmoid") as error:

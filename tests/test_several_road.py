@@ -115,7 +115,7 @@ class TestAfterwards:
         )
         assert not notes
         means = record["phases"]["plain"]["measures"]["means"]
-        for name in ("mean_ap", "label_accuracy", "drop", "nll"):
+        for name in ("mean_ap", "top_label", "label_accuracy", "drop", "nll"):
             assert means[name] == pytest.approx(road[2]["phases"]["plain"][name])
         run = saved_run.Run(road[1], phases=["plain"])
         source = saved_run.open_split(run, "test")

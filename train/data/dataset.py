@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.data import folders, given, sources, splitting
+from train.data import folders, given, several, sources, splitting
 from train.data.batches import make_eval_batches
 from train.data.faults import listed, shown
 from train.errors import ConfigError, Faults
@@ -94,11 +94,6 @@ def _of_pictures(config, open_fn, data, **options) -> Data | None:
 
 
 def _of_tfds(config, look_only=False) -> Data | None:
-    if config.get("link", "softmax") != "softmax":
-        raise ConfigError(
-            f"link={config.link!r}, and {config.dataset} has one label per image: set "
-            "--config.link=softmax, or give pictures with several, --config.data=FOLDER"
-        )
     if Path(config.dataset).is_dir():
         raise ConfigError(
             f"dataset={config.dataset} is a folder: give it as "
@@ -126,7 +121,10 @@ def _of_tfds(config, look_only=False) -> Data | None:
     for split, source in zip(splits, data[:3], strict=True):
         if not len(source):
             raise ConfigError(f"split {split!r} of {config.dataset} is empty")
-    return data
+    if config.get("link", "softmax") == "softmax":
+        return data
+    wrapped = (several.OneOfSeveral(source, data.num_classes) for source in data[:3])
+    return Data(*wrapped, *data[3:])
 
 
 def train_source(config, phase, data):

@@ -108,6 +108,7 @@ def open_examples(
     faults.lines += odd if faults.lines else []
     faults.stop()
     sources = _sources(read, labels, splits, names, side=side, fit=fit)
+    told = folders.doubts([f.facts for f in read])
     rows = zip(read, labels, splits, strict=True)
     return folders.Pictures(
         *sources,
@@ -115,7 +116,7 @@ def open_examples(
         class_names=names,
         understood=f"{len(read)} given examples in {len(names)} classes; {made}",
         table=splitting.counts_table(labels, splits),
-        warnings=(*odd, *folders.doubts([f.facts for f in read]), *warnings),
+        warnings=(*odd, *several.notes(labels), *told, *warnings),
         rows=tuple(
             (f.name, several.written(label), f.group or "", s) for f, label, s in rows
         ),

@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 def recognise(folder: Path, link: str = "softmax") -> Layout:
     """The pictures of a folder, whichever of the layouts it has.
 
-    With ``link="sigmoid"`` those of a labels.csv have several labels: see `several`.
+    With ``link="sigmoid"`` a label is several names, of a class folder one: `several`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -66,8 +66,8 @@ def recognise(folder: Path, link: str = "softmax") -> Layout:
         return Layout([], "", [_nothing_there(folder, files)], [])
     tops = {f.relative_to(root).parts[0] for f in pictures if root in f.parent.parents}
     if tops & {"train", "training"} and all(top.lower() in SPLIT_NAMES for top in tops):
-        return _split_layout(folder, root, files, masks)
-    return _class_layout(folder, root, files, masks)
+        return _split_layout(folder, root, files, masks, link)
+    return _class_layout(folder, root, files, masks, link)
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -160,7 +160,7 @@ def _listed_layout(folder, root, files, masks, link):
     return _finish(pictures, "labels.csv", faults, warnings)
 
 
-def _split_layout(folder, root, files, masks):
+def _split_layout(folder, root, files, masks, link):
     pictures, faults, loose = [], [], []
     for path in filter(is_picture, files):
         if root not in path.parents:
@@ -173,7 +173,8 @@ def _split_layout(folder, root, files, masks):
             faults.append(parts[0])
         else:
             split = SPLIT_NAMES[parts[0].lower()]
-            pictures.append(_picture(folder, root, path, parts[1], masks, split))
+            picture = _picture(folder, root, path, parts[1], masks, link)
+            pictures.append(picture._replace(split=split))
     faults = [
         f"{top}/: pictures outside class folders ({count}); put them into {top}/CLASS/"
         for top, count in sorted(collections.Counter(faults).items())
@@ -184,14 +185,14 @@ def _split_layout(folder, root, files, masks):
     return _finish(pictures, layout, faults, warnings)
 
 
-def _class_layout(folder, root, files, masks):
+def _class_layout(folder, root, files, masks, link):
     pictures, loose = [], []
     for path in filter(is_picture, files):
         if path.parent == root or root not in path.parents:
             loose.append(path)
         else:
             label = path.relative_to(root).parts[0]
-            pictures.append(_picture(folder, root, path, label, masks))
+            pictures.append(_picture(folder, root, path, label, masks, link))
     faults, warnings = [], _left_out(folder, files, loose)
     if not pictures:
         faults.append(
@@ -228,9 +229,9 @@ def _inner_folders(root, pictures, depth):
     return [f"folders inside a class folder belong to its class: {listed(named)}"]
 
 
-def _picture(folder, root, path, label, masks, split=None):
+def _picture(folder, root, path, label, masks, link):
     name = path.relative_to(folder).as_posix()
-    picture = Picture(path, name, label, split=split)
+    picture = Picture(path, name, label if link == "softmax" else (label,))
     return picture._replace(mask=_mask_of(root, picture, masks))
 
 
@@ -270,7 +271,8 @@ def _finish(pictures, layout, faults, warnings, hint=""):
         for names in alike.values()
         if len(names) > 1
     ]
-    warnings += several.doubts([p.label for p in pictures])
+    labels = [p.label for p in pictures]
+    warnings += several.doubts(labels) + several.notes(labels)
     return Layout(pictures, f"{layout}: {', '.join(parts)}", faults, warnings)
 
 

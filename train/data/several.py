@@ -1,7 +1,9 @@
 """Several labels per picture: how they are written, counted, checked and carried.
 
 A label is the name of a class (`link="softmax"`), or a tuple of names, none to many
-(`link="sigmoid"`); the first is the one that is explained, and that a box is of.
+(`link="sigmoid"`); the first is the one that is explained, and that a box is of. Where
+every tuple has one name, the classes are learnt as questions apart, each under a
+sigmoid of its own: a binary cross-entropy head.
 Imports numpy and this room's `faults` only.
 """
 
@@ -62,16 +64,21 @@ def faults(labels, splits, link: str) -> list[str]:
     """What several labels per picture cannot do without, one line each."""
     if link == "softmax" or not labels:
         return []
-    if all(len(names(label)) == 1 for label in labels):
-        return [
-            "link='sigmoid', and every picture has just one label: set --config.link="
-            f"softmax, or give several, as a{SEPARATOR}b in a cell of labels.csv or "
-            "as a list from Python"
-        ]
     there = {split for _, split in pairs(labels, splits)}
     return [
         f"no picture of {split} has a label: nothing could be measured there"
         for split in sorted(set(splits) - there)
+    ]
+
+
+def notes(labels) -> list[str]:
+    """A line on labels that are all of one name each."""
+    if any(isinstance(label, str) or len(label) != 1 for label in labels):
+        return []
+    return [
+        f"every picture has just one label, and with {LINK} each class is learnt as a "
+        f"question of its own; several labels are a{SEPARATOR}b in a cell of "
+        "labels.csv, or a list from Python"
     ]
 
 
@@ -85,3 +92,19 @@ def doubts(labels) -> list[str]:
         f"labels with '{SEPARATOR}' are taken for names of classes ({len(odd)}): "
         f"{some}; if they are several labels of a picture, {LINK}"
     ]
+
+
+class OneOfSeveral:
+    """A source of examples with one label each, with the positives of several."""
+
+    def __init__(self, source, num_classes: int):
+        self._source, self._num_classes = source, num_classes
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index):
+        example = self._source[index]
+        positives = np.zeros(self._num_classes, np.uint8)
+        positives[example["label"]] = 1
+        return {**example, "positives": positives}

@@ -97,6 +97,12 @@ MEASURES = {
         "Accuracy of the class where it is lowest; low for classes of few images, and "
         "its interval lower.",
     ),
+    "top_label": _prediction(
+        "top label",
+        "higher",
+        "Share of images whose strongest class is one of their labels (precision at "
+        "1), of those that have one: where each has just one label, its accuracy.",
+    ),
     "label_accuracy": _prediction(
         "accuracy per label",
         "higher",
@@ -247,7 +253,7 @@ MEASURES = {
     "blank": _maps("blank maps", "lower", "Share of images whose L^c is all zero."),
 }
 # Of several labels per image only.
-OF_SEVERAL = ("label_accuracy", "mean_ap")
+OF_SEVERAL = ("top_label", "label_accuracy", "mean_ap")
 METHOD_COLUMNS = (
     "drop",
     "increase",

@@ -31,6 +31,14 @@ def mean_average_precision(logits, positives) -> float:
     return float(found.mean()) if found.size else float("nan")
 
 
+def top_label(logits, positives) -> float:
+    """The share of images whose largest logit is of a label, of those that have one."""
+    there = positives > 0
+    hit = np.take_along_axis(there, np.argmax(logits, axis=1)[:, None], axis=1)
+    known = there.any(axis=1)
+    return float(hit[known].mean()) if known.any() else float("nan")
+
+
 def frequencies(positives) -> np.ndarray:
     """float64 [C]: the share of the images that have a label."""
     return np.mean(positives > 0, axis=0)

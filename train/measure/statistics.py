@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibsgl_jax import metrics
-from train.measure import classes
+from train.measure import classes, precision
 from train.measure.catalogue import MEASURES, NUM_BINS, NUM_THRESHOLDS
-from train.measure.precision import mean_average_precision
 
 # Measures at one threshold for all images: their curves over thresholds.
 CURVES = {"iou_best": "iou_curve", "max_box_acc": "box_curve"}
@@ -42,7 +41,8 @@ WHOLE = {
     "worst_class": (classes.worst, ("label", "accuracy")),
     "calibration_error": (calibration_error, ("confidence", "accuracy")),
     "calibration_scaled": (calibration_error, ("confidence_scaled", "accuracy")),
-    "mean_ap": (mean_average_precision, ("logits", "positives")),
+    "mean_ap": (precision.mean_average_precision, ("logits", "positives")),
+    "top_label": (precision.top_label, ("logits", "positives")),
     "mass_ratio": (ratio, ("mass_p", "mass_c")),
     "p_on_object": (ratio, ("mass_p_inside", "mass_c")),
 }

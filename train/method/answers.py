@@ -1,6 +1,6 @@
 """One label per image, or several: what loss, measures and guidance make of a batch.
 
-A batch with ``positives`` [N, C] is of images with several labels or none, each under a
+A batch with ``positives`` [N, C] is of images with any number of labels, each under a
 sigmoid of its own (``config.link="sigmoid"``), and its ``label`` [N] is the one that is
 explained. In any other ``label`` is all that an image has, under a softmax. Which it is
 is known before a step is compiled, and the second costs no operation more.

@@ -27,7 +27,7 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
         values = splits.measure_split(config, model, state.variables, data.test)
         checks[name] = examine(values)
         keys = [k for k, v in values.items() if v.ndim == 1 and k != "predicted"]
-        keys.append("mean_ap")  # of several labels
+        keys += ["mean_ap", "top_label"]  # of several labels
         summary = statistics.summarize(values, keys=keys)
         results[name] = {key: entry["mean"] for key, entry in summary.items()}
     if jax.process_index() == 0:

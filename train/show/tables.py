@@ -9,6 +9,7 @@ from train.show.markdown import markdown
 # Columns of the printed table.
 COLUMNS = (
     "mean_ap",
+    "top_label",
     "label_accuracy",
     "accuracy",
     "nll",
