@@ -24,7 +24,7 @@ def get_config(per_class: int = 20):
     num_train = config.dataset_options.num_train = 10 * per_class
     config.batch_size = BATCH_SIZE
     for name, steps in STEPS.items():
-        config[name].num_epochs = steps * BATCH_SIZE / num_train
+        config[name].num_epochs = steps / (num_train // BATCH_SIZE)
     config.save_epochs = config.plain.num_epochs
     squared_cam = dict(teacher="hirescam", teacher_method="hirescam", teacher_power=2.0)
     variants.add(config, "squared_cam", **squared_cam)

@@ -24,8 +24,8 @@ SETTINGS = {
     "masks_10": dict(mu=20.0),
     "energy": dict(weight=1.0),
     "saliency_guided": dict(weight=1.0),
-    "rrr": dict(weight=0.01),
-    "rrr_10": dict(weight=0.01),
+    "rrr": dict(weight=1e-5),
+    "rrr_10": dict(weight=1e-5),
 }
 
 
