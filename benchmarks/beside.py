@@ -1,8 +1,8 @@
 """python -m benchmarks.beside RUN/PHASE ... --out FILE.png: maps of several networks.
 
-The first images of the first run's test split as each network sees them: the map of
-the true class by two methods, and what the network says. The runs must be of one data
-set.
+The first images of the test split as each network sees them: maps of the true class,
+or ("runner_up") of the strongest wrong one on the scale of the true one's, and what the
+network says. The runs must be of one data set.
 """
 
 import argparse
@@ -16,14 +16,19 @@ import numpy as np
 from ibsgl_jax import feature_stats, models, trained
 from train.errors import UserError
 from train.measure.batch import method_maps
+from train.method import answers
 from train.method.step import normalize_images
 from train.run import saved_run
 from train.show import figures
 
-METHODS = {"hirescam": "HiResCAM", "ib": "bottleneck"}
+METHODS = {
+    "hirescam": "HiResCAM",
+    "ib": "bottleneck",
+    "runner_up": "of the strongest other",
+}
 
 
-def explain(network, batch):
+def explain(network, batch, methods):
     """(probabilities [N, C], dict method -> maps [N, H, W]) of a ``TrainedModel``."""
     stats = dict(mean=network.preprocessing.mean, std=network.preprocessing.std)
     moments = feature_stats.moments(network.stats)
@@ -34,10 +39,15 @@ def explain(network, batch):
         features = models.make_features_fn(network.model, variables)(images)
         logits = models.make_head_fn(network.model, variables)(features)
         bound = dict(model=network.model, image_stats=stats)
-        return jax.nn.softmax(logits), {
-            method: method_maps(variables, moments, batch, method=method, **bound)
-            for method in METHODS
-        }
+        found = {}
+        for method in {"hirescam", *methods}:
+            shown = batch
+            if method == "runner_up":
+                shown = batch | {"label": answers.runner_up(logits, batch)}
+                method = "hirescam"
+            maps = method_maps(variables, moments, shown, method=method, **bound)
+            found[method if shown is batch else "runner_up"] = maps
+        return answers.probabilities(logits, batch), found
 
     places = jnp.arange(len(batch["label"]))
     return jax.device_get(explain_fn(network.variables, {**batch, "place": places}))
@@ -48,25 +58,28 @@ def main(argv=None):
     parser.add_argument("networks", nargs="+", metavar="RUN/PHASE")
     parser.add_argument("--names", nargs="+", help="of the networks, in the picture")
     parser.add_argument("--images", type=int, default=4)
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=["hirescam", "ib"]
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
-        run = saved_run.Run(Path(args.networks[0]).parent)
-    except UserError as error:
-        parser.error(str(error))
-    batch = figures.first_images(run.config, run.data.test, args.images)
     seen = []
     for path in map(Path, args.networks):
+        try:
+            run = saved_run.Run(path.parent)
+        except UserError as error:
+            parser.error(str(error))
+        batch = figures.first_images(run.config, run.data.test, args.images)
         network = trained.load(path.parent / "models" / f"{path.name}.npz")
-        seen.append(explain(network, batch))
-    figure = draw(batch, seen, args.names or args.networks)
+        seen.append(explain(network, batch, args.methods))
+    figure = draw(batch, seen, args.names or args.networks, args.methods)
     print(figures.save(figure, args.out))
     return 0
 
 
-def draw(batch, seen, names):
+def draw(batch, seen, names, methods):
     """A figure: a row for each image, a column for each network and method."""
-    number, columns = len(batch["image"]), 1 + len(seen) * len(METHODS)
+    number, columns = len(batch["image"]), 1 + len(seen) * len(methods)
     figure, axes = figures.grid(number, columns)
     for row, line in enumerate(axes):
         label = int(batch["label"][row])
@@ -75,11 +88,12 @@ def draw(batch, seen, names):
         line[0].set_ylabel(label, fontsize=9)
         rest = iter(line[1:])
         for name, (probs, maps) in zip(names, seen, strict=True):
-            for method, title in METHODS.items():
+            for method in methods:
                 axis, heat = next(rest), np.asarray(maps[method][row])
-                figures.show_heat(axis, heat, heat)
+                scale = maps["hirescam"][row] if method == "runner_up" else heat
+                figures.show_heat(axis, heat, np.asarray(scale))
                 if row == 0:
-                    axis.set_title(f"{name}, {title}", fontsize=9)
+                    axis.set_title(f"{name}\n{METHODS[method]}", fontsize=9)
                 says, true = probs[row].argmax(), probs[row][label]
                 axis.set_xlabel(f"says {says}\nP of the true {true:.2f}", fontsize=8)
     return figure

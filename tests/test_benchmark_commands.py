@@ -104,9 +104,11 @@ def test_of_a_run(photo_digits_dir, tmp_path, capsys):
     assert found["fall, active"] > 0.0 and found["fall, felt"] != found["fall, all"]
     out = tmp_path / "beside.png"
     networks = [str(run / "plain")] * 2
-    assert beside.main([*networks, "--images", "2", "--out", str(out)]) == 0
-    with Image.open(out) as picture:
-        assert picture.size[0] > 5 * 100
+    methods = ["--methods", "hirescam", "runner_up"]
+    for more in ([], methods):
+        assert beside.main([*networks, "--images", "2", "--out", str(out), *more]) == 0
+        with Image.open(out) as picture:
+            assert picture.size[0] > 5 * 100
 
 
 def test_folder(tmp_path, monkeypatch, capsys):
