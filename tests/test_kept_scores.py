@@ -21,5 +21,8 @@ def test_every_seed_has_every_phase_of_its_sweep(folder):
         records = read_scores(folder, sweep.SEEDS, split)
         assert list(records) == list(sweep.SEEDS)
         assert all(set(record["phases"]) == phases for record in records.values())
-        measures = summarize(records, controls_of(sweep))["guided"]["measures"]
-        assert "relative" in measures["nll"]
+        control_of = controls_of(sweep)
+        summary = summarize(records, control_of)
+        for name in phases:
+            nll = summary[name]["measures"]["nll"]
+            assert ("relative" in nll) == (control_of(name) is not None), name
