@@ -40,13 +40,12 @@ def explain(network, batch, methods):
         logits = models.make_head_fn(network.model, variables)(features)
         bound = dict(model=network.model, image_stats=stats)
         found = {}
-        for method in {"hirescam", *methods}:
-            shown = batch
-            if method == "runner_up":
+        for name in {"hirescam", *methods}:
+            shown, method = batch, name
+            if name == "runner_up":
                 shown = batch | {"label": answers.runner_up(logits, batch)}
                 method = "hirescam"
-            maps = method_maps(variables, moments, shown, method=method, **bound)
-            found[method if shown is batch else "runner_up"] = maps
+            found[name] = method_maps(variables, moments, shown, method=method, **bound)
         return answers.probabilities(logits, batch), found
 
     places = jnp.arange(len(batch["label"]))

@@ -73,7 +73,8 @@ def faults(labels, splits, link: str) -> list[str]:
 
 def notes(labels) -> list[str]:
     """A line on labels that are all of one name each."""
-    if any(isinstance(label, str) or len(label) != 1 for label in labels):
+    single = [not isinstance(label, str) and len(label) == 1 for label in labels]
+    if not labels or not all(single):
         return []
     return [
         f"every picture has just one label, and with {LINK} each class is learnt as a "
