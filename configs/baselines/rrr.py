@@ -2,7 +2,10 @@
 
     python -m train --config=configs/baselines/rrr.py
 
-It needs the objects' masks; `mask_share` keeps them on that share of the images.
+It needs the objects' masks; `mask_share` keeps them on that share of the images. Of the
+weights .01, .001 and 1e-4 (seed 10, validation) the first costs two points of accuracy
+and the others change little: these digits have no shortcut to undo. Where there is one
+it has to be looked for (shortcut_rows.py: 1, shortcut_families.py: 1e-5).
 """
 
 from configs import default, quickstart
@@ -10,7 +13,7 @@ from configs import default, quickstart
 
 def phase(**changes):
     """A phase without input gradients outside of the mask."""
-    return default.plain_phase(method="rrr", weight=0.1, mask_share=1.0, **changes)
+    return default.plain_phase(method="rrr", weight=0.001, mask_share=1.0, **changes)
 
 
 def get_config():
