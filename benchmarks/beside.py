@@ -65,7 +65,7 @@ def main(argv=None):
     seen = []
     for path in map(Path, args.networks):
         try:
-            run = saved_run.Run(path.parent)
+            run = saved_run.Run(path.parent, phases=[path.name])
         except UserError as error:
             parser.error(str(error))
         batch = figures.first_images(run.config, run.data.test, args.images)

@@ -21,13 +21,19 @@ SEEDS = (0, 1, 2, 3)
 CONTROL = "control"
 
 
-def get_config():
+def base():
+    """The data, the network and the phases that this recipe is of."""
     config = objects.get_config()
     variants.quiet(config)
     for phase in (config.control, config.guided):
         phase.num_epochs, phase.learning_rate = 3.0, 5e-4
     config.guided.mu, config.guided.every, config.guided.release = 20.0, 1, 0.0
     config.guided.guidance.move = "active"
+    return config
+
+
+def get_config():
+    config = base()
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
     variants.add(config, "short", base="control", num_epochs=1.0, learning_rate=2.5e-4)
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)

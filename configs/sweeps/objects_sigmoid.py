@@ -8,22 +8,16 @@ and then all layers learning twice as long before guidance. "control" is to be h
 against that of ``objects_long.py``, of the same data and seeds.
 """
 
-from configs import objects
-from configs.sweeps import variants
+from configs.sweeps import objects_long
 
 SEEDS = (0, 1, 2)
 CONTROL = "control"
 
 
 def get_config():
-    config = objects.get_config()
-    variants.quiet(config)
+    config = objects_long.base()
     config.link = "sigmoid"
     for phase in (config.head, config.plain):
         phase.num_epochs *= 2
-    for phase in (config.control, config.guided):
-        phase.num_epochs, phase.learning_rate = 3.0, 5e-4
-    # The task's loss is a mean over eight classes.
-    config.guided.mu, config.guided.every, config.guided.release = 20.0 / 8, 1, 0.0
-    config.guided.guidance.move = "active"
+    config.guided.mu /= 8  # the task's loss is a mean over eight classes
     return config

@@ -55,9 +55,15 @@ def encode(label, index: dict) -> dict:
     if isinstance(label, str):
         return {"label": np.int32(index[label])}
     numbers = [index[name] for name in label]
-    positives = np.zeros(len(index), np.uint8)
-    positives[numbers] = 1
+    positives = _positives(numbers, len(index))
     return {"label": np.int32(numbers[0] if numbers else 0), "positives": positives}
+
+
+def _positives(numbers, num_classes: int):
+    """uint8 [C], 1 for the classes of these numbers."""
+    positives = np.zeros(num_classes, np.uint8)
+    positives[numbers] = 1
+    return positives
 
 
 def faults(labels, splits, link: str) -> list[str]:
@@ -106,6 +112,5 @@ class OneOfSeveral:
 
     def __getitem__(self, index):
         example = self._source[index]
-        positives = np.zeros(self._num_classes, np.uint8)
-        positives[example["label"]] = 1
+        positives = _positives([example["label"]], self._num_classes)
         return {**example, "positives": positives}
