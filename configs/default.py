@@ -22,7 +22,8 @@ def plain_phase(**changes) -> ConfigDict:
     # "pretrained"; the name of an earlier phase; "best": the earlier plain phase of the
     # lowest validation NLL, of those that do not start from "best" themselves.
     phase.init = "random"
-    phase.layers = "all"  # that learn; "head": the last alone, on features as they are
+    # "head": only what is behind the features learns, and BatchNorm stays as it is.
+    phase.layers = "all"
     phase.dataset = ""  # to learn from, if not the run's; measured is the run's
     phase.num_epochs = 5.0
     phase.learning_rate = 1e-3  # peak, for batch_size; cosine down to 0

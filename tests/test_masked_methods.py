@@ -231,6 +231,28 @@ class TestMaskTune:
         assert abs(float(sums["loss"][0] - sums["task_loss"][0])) > 1e-3
         assert 0 < float(sums["hidden"][0]) / 8 < 0.2
 
+    @pytest.mark.parametrize(
+        "options",
+        [dict(label_smoothing=0.2), dict(mixup=0.4), dict(class_weights=True)],
+    )
+    def test_the_task_is_the_steps_own(self, state, options):
+        """Else the whole images would be unlearnt: their loss would count below 0."""
+        if "class_weights" in options:
+            options = dict(class_weights=np.linspace(0.1, 3.0, 10))
+        step = functools.partial(
+            make_step("masktune", Context, teacher="plain"), **options
+        )
+        batch = make_batch()
+        _, sums = jax.jit(step)(state, batch, state.variables)
+        np.testing.assert_allclose(
+            sums["loss"][0], sums["masked_task_loss"][0], rtol=1e-5
+        )
+        if "class_weights" in options:
+            _, plain = jax.jit(make_step("masktune", Context, teacher="plain"))(
+                state, batch, state.variables
+            )
+            assert abs(float(sums["loss"][0] - plain["loss"][0])) > 0.1
+
     def test_names_a_teacher_that_is_no_phase(self):
         with pytest.raises(ValueError, match="teacher='mask': name the phase"):
             make_step("masktune", Context, teacher="mask")

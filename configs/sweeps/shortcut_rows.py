@@ -109,11 +109,11 @@ def make_phase(config, name: str, **settings):
 
 
 def add_from_plain(config, **retrained):
-    """MaskTune and the last layer alone, from "plain" as "ft_plain" is.
+    """MaskTune and the layers behind the features alone, as "ft_plain" from "plain".
 
     Args:
       config: changed in place.
-      **retrained: fields of the last layer's phase.
+      **retrained: fields of the phase "last_layer".
     """
     same = default.length_of(config.ft_plain)
     variants.put(config, "masktune", masktune.phase(**same | dict(num_epochs=1.0)))

@@ -150,20 +150,41 @@ def make_features_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.A
     return Partial(features_fn, variables)
 
 
-def make_head_fn(model: nn.Module, variables) -> Callable[[jax.Array], jax.Array]:
-    """A function features `[N, H, W, K]` -> float32 logits `[N, C]`, in eval mode.
+def make_head_fn(
+    model: nn.Module, variables, *, train: bool = False, **arrays
+) -> Callable[[jax.Array], jax.Array]:
+    """A function features `[N, H, W, K]` -> float32 logits `[N, C]`.
+
+    Args:
+      model: with a method head.
+      variables: its params and batch_stats.
+      train: in training mode: BatchNorm by the moments of the features that it is
+        given, its running statistics having no part.
+      **arrays: keyword arguments of `model.apply` in training mode, of dropout (`keys`
+        or `rngs`).
 
     Returns:
       A `PooledLinear` where the model's head is one (it has a `pooled_linear` method),
-      else a pytree that holds the variables, as from `make_features_fn`; of tokens one
-      that knows their grid (the model's `token_layout`), a `tokens.TokenHead`.
+      the same in both modes, else a pytree that holds the variables, as from
+      `make_features_fn`; of tokens one that knows their grid (the model's
+      `token_layout`), a `tokens.TokenHead`.
     """
     if hasattr(model, "pooled_linear"):
         return model.pooled_linear(variables)
 
-    def head_fn(variables, features):
-        return model.apply(variables, features, method="head")
+    def head_fn(variables, features, **arrays):
+        if not train:
+            return model.apply(variables, features, method="head")
+        logits, _ = model.apply(
+            variables,
+            features,
+            train=True,
+            method="head",
+            mutable=["batch_stats"],
+            **arrays,
+        )
+        return logits
 
-    head = Partial(head_fn, variables)
+    head = Partial(head_fn, variables, **arrays)
     layout = getattr(model, "token_layout", None)
     return head if layout is None else TokenHead(head, layout)

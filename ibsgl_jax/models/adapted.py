@@ -74,7 +74,8 @@ class Adapted(nn.Module):
             return features
 
         images = jnp.zeros(shape, jnp.float32)
-        return self._run(images, train, tap=replace, found=replaced)
+        # BatchNorm's moments are kept by features, whose pass saw the images.
+        return self._run(images, train, tap=replace, found=replaced, keep=False)
 
     def __call__(self, images, train=False):
         return self._run(images, train)
@@ -84,7 +85,7 @@ class Adapted(nn.Module):
         kind = getattr(self.source.kind, "func", self.source.kind)
         return getattr(kind, "signed_features", False)
 
-    def _run(self, inputs, train, method="__call__", tap=None, found=()):
+    def _run(self, inputs, train, method="__call__", tap=None, found=(), keep=True):
         """What the source returns; with a tap, which adds to found what it has met."""
         if self.is_initializing() and not self.variables:
             variables = self.source.init(self.make_rng("params"), inputs)
@@ -106,7 +107,7 @@ class Adapted(nn.Module):
             outputs, batch_stats = taps.at_ends(call)(self.variables, inputs, numbered)
         if tap and not found:
             raise ValueError(f"no layer {self.tap!r} gives an array to tap")
-        if train and self.is_mutable_collection("batch_stats"):
+        if train and keep and self.is_mutable_collection("batch_stats"):
             for name, value in batch_stats.items():
                 self.put_variable("batch_stats", name, value)
         return outputs

@@ -3,26 +3,25 @@
 import jax.numpy as jnp
 
 from ibsgl_jax import metrics, saliency
-from ibsgl_jax.models import make_head_fn
 from train.method import masks
 from train.method.fields import numbers
 
 
 def from_phase(model, phase, context):
     """The penalty that a phase of the configuration asks for."""
-    del context
-    return make_energy_penalty(model, **numbers(phase, weight=(0, float("inf"))))
+    del model, context
+    return make_energy_penalty(**numbers(phase, weight=(0, float("inf"))))
 
 
-def make_energy_penalty(model, *, weight):
+def make_energy_penalty(*, weight):
     """``weight * (1 - share of L^c inside the mask)`` per example.
 
-    L^c is the positive saliency of the true class on the features. The gradient flows
-    through it into backbone and head, so it is of second order in the head. An example
-    without a mask (all zero) has no penalty; one whose map is blank costs 1.
+    L^c is the positive saliency of the true class on the features, in training mode as
+    the task's own pass (see ``rrr``). The gradient flows through it into backbone and
+    head, so it is of second order in the head. An example without a mask (all zero) has
+    no penalty; one whose map is blank costs 1.
 
     Args:
-      model: with features and head methods.
       weight: of the localisation loss.
 
     Returns:
@@ -36,9 +35,7 @@ def make_energy_penalty(model, *, weight):
 
     def penalty_fn(forward):
         _, maps = saliency.logits_and_saliencies(
-            make_head_fn(model, forward.variables),
-            forward.features,
-            forward.labels[:, None],
+            forward.head_fn, forward.features, forward.labels[:, None]
         )
         mask = forward.batch["mask"]
         inside = masks.resized(mask, maps.shape[2:])

@@ -102,8 +102,8 @@ def make_guided_penalty(
       config: GuidanceConfig, with the link of the batches.
       mu: function of the step: weight of the divergence.
       route: one of ``ROUTES``. "direct" leaves A' out and descends the saliency loss
-        itself, in the head's parameters too: ``mean(task + mu * loss)``,
-        second order in the head.
+        itself, in training mode and in the head's parameters too:
+        ``mean(task + mu * loss)``, second order in the head.
       when: function of the step -> bool, whether this step is guided; the others cost
         a plain step. None: always.
       only_right: guide the examples whose prediction is right; False: all of them. A
@@ -157,7 +157,7 @@ def make_guided_penalty(
         if route == "target":
             penalty = _with_slope(kl, slope, forward.features)
         else:
-            penalty = _direct(model, forward, guided, config)
+            penalty = _direct(forward, guided, config)
         penalty = mu(forward.state.step) * weight.astype(jnp.float32) * penalty
         return penalty, stats, _diagnostics(guided, kl, now, forward.batch)
 
@@ -183,10 +183,10 @@ def _apply_slope(kept, cotangent):
 _with_slope.defvjp(_keep_slope, _apply_slope)
 
 
-def _direct(model, forward, guided, config):
+def _direct(forward, guided, config):
     """The saliency loss [N] itself, with its gradient into features and head."""
     _, maps = saliency.logits_and_saliencies(
-        make_head_fn(model, forward.variables),
+        forward.head_fn,
         forward.features,
         jnp.stack([forward.labels, guided.runner_up], axis=1),
         weighting=config.weighting,

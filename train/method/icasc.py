@@ -4,27 +4,26 @@ import jax
 import jax.numpy as jnp
 
 from ibsgl_jax import losses, metrics, saliency, tokens
-from ibsgl_jax.models import make_head_fn
 from train.method.fields import numbers
 
 
 def from_phase(model, phase, context):
     """The penalty that a phase of the configuration asks for."""
-    del context
+    del model, context
     positive = (0, float("inf"))
     return make_icasc_penalty(
-        model, **numbers(phase, weight=positive, omega=positive, threshold=(0, 1))
+        **numbers(phase, weight=positive, omega=positive, threshold=(0, 1))
     )
 
 
-def make_icasc_penalty(model, *, weight, omega, threshold):
+def make_icasc_penalty(*, weight, omega, threshold):
     """``weight * separation`` per example.
 
-    The separation of ``attention_separation`` at the tapped layer. The gradient flows
-    through the maps into backbone and head, so it is of second order in the head.
+    The separation of ``attention_separation`` at the tapped layer, in training mode as
+    the task's own pass (see ``rrr``). The gradient flows through the maps into backbone
+    and head, so it is of second order in the head.
 
     Args:
-      model: with features and head methods.
       weight: of the separation; the paper's is 1.
       omega, threshold: of the soft mask, see ``losses.soft_mask``.
 
@@ -37,9 +36,7 @@ def make_icasc_penalty(model, *, weight, omega, threshold):
     """
 
     def penalty_fn(forward):
-        head_fn, features, _ = tokens.as_map(
-            make_head_fn(model, forward.variables), forward.features
-        )
+        head_fn, features, _ = tokens.as_map(forward.head_fn, forward.features)
         separation = attention_separation(
             head_fn,
             features,
@@ -65,8 +62,8 @@ def attention_separation(head_fn, features, labels, others, *, omega, threshold)
     Returns:
       [N] in [0, 1]; 0 where both maps are all zero.
 
-    Reference: Wang et al. 2019, equations 3 and 4. Where we differ: minimum and
-    maximum are each image's own, and the threshold is in the unit of the scaled map.
+    Reference: Wang et al. 2019, equations 3 and 4. Where we differ: the threshold is in
+    the unit of the map over each image's maximum, whose minimum is not taken off.
     """
     target = attention(head_fn, features, labels)
     other = attention(head_fn, features, others)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ibsgl_jax import metrics, saliency
 from ibsgl_jax.models import make_head_fn
@@ -24,7 +23,7 @@ def from_phase(model, phase, context):
 
 
 def make_masktune_penalty(model):
-    """``CE(masked) - CE(image)`` per example: the step then learns the masked ones.
+    """``task(masked) - task(image)`` per example: the step then learns the masked ones.
 
     The saliency of the label, L^c of the frozen ``Forward.teacher_variables``, is
     brought to the size of the image; what is above the mean and two standard deviations
@@ -38,7 +37,8 @@ def make_masktune_penalty(model):
       ``penalty_fn(Forward)`` for ``train_step``.
 
     Reference: Asgari et al., "MaskTune: Mitigating Spurious Correlations by Forcing to
-    Explore", NeurIPS 2022, section 2. Where we differ: L^c for xGradCAM; the running
+    Explore", NeurIPS 2022, section 2. Where we differ: L^c of the label for xGradCAM of
+    the predicted class; what is hidden has each channel's minimum, not 0; the running
     moments of BatchNorm are those of whole images, as at test; no selective
     classification.
     """
@@ -56,13 +56,12 @@ def make_masktune_penalty(model):
         lowest = jnp.min(forward.images, axis=(1, 2), keepdims=True)
         without = jnp.where(hidden[..., None], lowest, forward.images)
         logits = training_logits(model, forward.variables, without, forward.keys)
-        cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-        task = cross_entropy(logits, labels)
+        task = forward.task_fn(logits)
         sums = {
             "masked_task_loss": metrics.sum_and_count(task),
             "hidden": metrics.sum_and_count(jnp.mean(hidden, axis=(1, 2))),
         }
-        penalty = task - cross_entropy(forward.logits, labels)
+        penalty = task - forward.task_fn(forward.logits)
         return penalty, forward.feature_stats, sums
 
     return penalty_fn

@@ -36,6 +36,9 @@ class Forward(NamedTuple):
       variables: the model's, params and batch_stats.
       features, logits: [N, h, w, K] and [N, C], in training mode.
       inner: [N, h', w', K'], of the step's ``layer``, by the same pass; or None.
+      head_fn: features -> logits [N, C], the head as this pass had it, in training mode
+        and with its dropout; differentiable in the variables.
+      task_fn: logits [N, C] -> the task's loss [N], weighted, smoothed and mixed.
       batch: as given, with mask [N, H, W] where the data set has masks, and positives
         [N, C] where images have several labels.
       feature_stats: moving moments before this step (or part of a batch).
@@ -51,6 +54,8 @@ class Forward(NamedTuple):
     features: jax.Array
     logits: jax.Array
     inner: jax.Array | None
+    head_fn: Any
+    task_fn: Any
     batch: dict
     feature_stats: feature_stats.FeatureStats
     state: TrainState
@@ -117,7 +122,7 @@ def train_step(
         model,
         key,
         layer=layer,
-        is_frozen=learning is not None,
+        learning=learning,
         image_stats=image_stats,
         class_weights=class_weights,
         label_smoothing=label_smoothing,
@@ -143,16 +148,17 @@ def train_step(
 def _loss(params, batch_stats, stats, batch, *, forward_fn, penalty_fn, shared):
     """``mean(task + penalty)``; new statistics of both kinds and the step's sums."""
     variables = {"params": params, "batch_stats": batch_stats}
-    forward, task, batch_stats = forward_fn(variables, batch)
-    *_, logits, _, _ = forward
+    fields, batch_stats = forward_fn(variables, batch)
+    forward = Forward(*fields, stats, *shared)
+    task = forward.task_fn(forward.logits)
     total, diagnostics = task, {}
     if penalty_fn is not None:
-        penalty, stats, diagnostics = penalty_fn(Forward(*forward, stats, *shared))
+        penalty, stats, diagnostics = penalty_fn(forward)
         total = task + penalty
     per_example = {
         "loss": total,
         "task_loss": task,
-        "accuracy": metrics.accuracy(logits, answers.all_of(batch)),
+        "accuracy": metrics.accuracy(forward.logits, answers.all_of(batch)),
     }
     sums = jax.tree.map(metrics.sum_and_count, per_example) | diagnostics
     return jnp.mean(total), (batch_stats, stats, sums)
@@ -165,25 +171,21 @@ def _forward(
     batch,
     *,
     layer,
-    is_frozen,
+    learning,
     image_stats,
     class_weights,
     label_smoothing,
     mixup,
 ):
-    """The first fields of ``Forward``, the task loss [N] and new batch_stats."""
+    """The first fields of ``Forward`` and new batch_stats."""
     # Keyed by the example's place in the global batch, so that the draws do not
     # depend on how many devices share it.
     keys = jax.vmap(lambda place: jax.random.fold_in(key, place))(batch["place"])
     noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    images, labels = normalize_images(batch["image"], **image_stats), batch["label"]
     mix = _make_mix(keys, mixup)
-    images = mix(images)
+    images = mix(normalize_images(batch["image"], **image_stats))
     with tapping.kept(layer) as inner:
-        if is_frozen:
-            features = model.apply(variables, images, method="features")
-            features, updated = jax.lax.stop_gradient(features), variables
-        else:
+        if learning is None:
             features, updated = model.apply(
                 variables,
                 images,
@@ -191,13 +193,50 @@ def _forward(
                 method="features",
                 mutable=["batch_stats"],
             )
-    logits = model.apply(
+        else:
+            features = model.apply(variables, images, method="features")
+            features, updated = jax.lax.stop_gradient(features), {}
+    if _is_still(variables, learning):
+        logits = model.apply(variables, features, method="head")
+    else:
+        logits, updated = _train_head(
+            model, {**variables, **updated}, features, dropout_keys
+        )
+    head_fn = make_head_fn(model, variables, train=True, **dropout(model, dropout_keys))
+    task_fn = functools.partial(
+        _task, batch, mix, class_weights=class_weights, label_smoothing=label_smoothing
+    )
+    inputs = noise_keys, images, batch["label"], variables
+    outputs = features, logits, inner.get(layer)
+    batch_stats = updated.get("batch_stats", variables.get("batch_stats", {}))
+    return (*inputs, *outputs, head_fn, task_fn, batch), batch_stats
+
+
+def _is_still(variables, learning) -> bool:
+    """Whether a head that learns alone has BatchNorm, which then stays as it is.
+
+    Its running statistics, by which it is measured, would not be those that it learns
+    with: they are found in a pass of the whole network.
+    """
+    found = variables.get("batch_stats", {})
+    return learning is not None and any(name in found for name in learning)
+
+
+def _train_head(model, variables, features, keys):
+    """Logits [N, C] in training mode, dropout by ``keys`` [N]; new batch_stats."""
+    return model.apply(
         variables,
         features,
         train=True,
         method="head",
-        **dropout(model, dropout_keys),
+        mutable=["batch_stats"],
+        **dropout(model, keys),
     )
+
+
+def _task(batch, mix, logits, *, class_weights, label_smoothing):
+    """The task's loss [N] of logits [N, C]."""
+    labels = batch["label"]
     if answers.link_of(batch) == "softmax":
         targets = optax.smooth_labels(
             jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing
@@ -208,20 +247,15 @@ def _forward(
         task = metrics.nll(logits, mix(targets), link="sigmoid")
     if class_weights is not None:
         task *= jnp.asarray(class_weights, jnp.float32)[labels]
-    outputs = features, logits, inner.get(layer)
-    forward = noise_keys, images, labels, variables, *outputs, batch
-    return forward, task, updated.get("batch_stats", {})
+    return task
 
 
 def training_logits(model, variables, images, keys):
     """[N, C] in training mode, dropout by ``keys`` [N]; no running statistics."""
-    logits, _ = model.apply(
-        variables,
-        images,
-        train=True,
-        mutable=["batch_stats"],
-        **dropout(model, keys),
+    features, _ = model.apply(
+        variables, images, train=True, method="features", mutable=["batch_stats"]
     )
+    logits, _ = _train_head(model, variables, features, keys)
     return logits
 
 
