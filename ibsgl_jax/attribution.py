@@ -25,7 +25,7 @@ from ibsgl_jax.cams import (
     random_map,
 )
 from ibsgl_jax.chunks import as_pytree, map_chunks
-from ibsgl_jax.feature_stats import Moments
+from ibsgl_jax.feature_stats import FeatureStats, Moments
 from ibsgl_jax.full_grad import full_grad, full_gradients, make_tapped_fn
 from ibsgl_jax.gradients import (
     RULES,
@@ -169,7 +169,7 @@ def attribute(
         method=method,
         channels=channels,
         chunk_size=chunk_size,
-        options=tuple(sorted({**options, "target": target, "output": output}.items())),
+        options=_static(**options, target=target, output=output),
     )
 
 
@@ -357,11 +357,24 @@ def _check_method(method, channels, moments, tapped_fn, target):
             "method 'ib' needs moments: feature_stats.moments of the layer's features "
             "on many images"
         )
+    if method == "ib" and isinstance(moments, FeatureStats):
+        raise ValueError("moments is a FeatureStats: give feature_stats.moments of it")
     if method == "full_grad" and tapped_fn is None:
         raise ValueError(
             "method 'full_grad' needs tapped_fn, which shows the network's biases: "
             "attribution.make_tapped_fn(model, variables) builds it for a Linen model"
         )
+
+
+def _static(**options):
+    """The options as jit takes them, in one order."""
+    for name, value in options.items():
+        if isinstance(value, jax.Array | np.ndarray):
+            raise ValueError(
+                f"{name} is an array of shape {value.shape}: an option is part of the "
+                "compiled function; give a number"
+            )
+    return tuple(sorted(options.items()))
 
 
 def _check_arrays(images, classes, are_classes):

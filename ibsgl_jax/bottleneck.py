@@ -216,7 +216,7 @@ def _solve_pooled(head_fn, moments, config, features, labels, draws, loss_fn):
 def _descend(value_and_grad, blur, features, moments, config, draws):
     """Adam on alpha and the map at its end; features [H, W, N, K]."""
     tx = make_adam(config.learning_rate, config.num_steps)
-    alpha = jnp.full(features.shape, config.initial_alpha, jnp.float32)
+    alpha = jnp.full_like(features, config.initial_alpha, jnp.float32)
 
     def step(carry, draw):
         alpha, opt_state = carry

@@ -17,6 +17,7 @@ from ibsgl_jax.errors import UserError
 # Decoded, this many pixels are 400 MB; larger ones are refused before decoding.
 MAX_PIXELS = 100_000_000
 FITS = ("crop", "squash")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what it begins with
 # Formats whose reader runs another program or decodes nothing by itself.
 _LEFT_TO_OTHERS = ("EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5")
 
@@ -47,6 +48,17 @@ def formats() -> list[str]:
 
     Image.init()
     return [name for name in Image.OPEN if name not in _LEFT_TO_OTHERS]
+
+
+def source(path):
+    """What Pillow opens of a file: its path, or all of it if it is a TIFF.
+
+    Turned by its EXIF orientation, a TIFF that Pillow maps into memory comes out wrong.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) not in _TIFF:
+            return path
+        return io.BytesIO(Path(path).read_bytes())
 
 
 def read(
@@ -81,7 +93,7 @@ def read(
         with warnings.catch_warnings():
             # Pillow's own warnings about large or odd files: we refuse or read them.
             warnings.simplefilter("ignore")
-            file = path if data is None else io.BytesIO(data)
+            file = source(path) if data is None else io.BytesIO(data)
             with Image.open(file, formats=formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(_too_large(path, image.size))

@@ -67,18 +67,19 @@ def solve(
 
 def _solve(image, hole, tolerance, num_iterations):
     hole = hole[None]  # in every channel
+    kind = image.dtype
     everywhere = _both_ways(
-        jnp.where(_ahead(jnp.ones(hole.shape, bool), step), weight, 0.0)
+        jnp.where(_ahead(jnp.ones(hole.shape, bool), step), kind.type(weight), 0.0)
         for step, weight in STEPS
     )
-    degree = _neighbour_sum(everywhere, jnp.ones(hole.shape))
+    degree = _neighbour_sum(everywhere, jnp.ones(hole.shape, kind))
     known = jnp.where(hole, 0.0, image)
     rhs = jnp.where(hole, _neighbour_sum(everywhere, known), 0.0)
     grids = [
         _Grid(
             jnp.where(hole, degree, 0.0),
             _both_ways(
-                jnp.where(hole & _ahead(hole, step), weight, 0.0)
+                jnp.where(hole & _ahead(hole, step), kind.type(weight), 0.0)
                 for step, weight in STEPS
             ),
         )
@@ -102,7 +103,7 @@ def _solve(image, hole, tolerance, num_iterations):
         return x, residual, direction, new, count + 1
 
     nothing = jnp.zeros_like(rhs)
-    start = nothing, rhs, nothing, jnp.zeros(()), jnp.int32(0)
+    start = nothing, rhs, nothing, jnp.zeros_like(limit), jnp.int32(0)
     x, *_, count = jax.lax.while_loop(unfinished, iterate, start)
     return known + x, count
 

@@ -21,12 +21,14 @@ def pixel_ranks(maps: chex.Array) -> chex.Array:
     Equal values keep row-major order, so that constant maps have an order too.
 
     Args:
-      maps: [N, H, W].
+      maps: [N, H, W]; of whole numbers or bool too.
 
     Returns:
       int32 [N, H, W], in each map a permutation of 0 .. H*W - 1.
     """
     chex.assert_rank(maps, 3)
+    if not jnp.issubdtype(maps.dtype, jnp.floating):  # -x of an unsigned x wraps
+        maps = maps.astype(jnp.float32)
     flat = maps.reshape(maps.shape[0], -1)
     order = jnp.argsort(-flat, axis=-1, stable=True)
     places = jnp.broadcast_to(jnp.arange(flat.shape[1], dtype=jnp.int32), flat.shape)
@@ -122,7 +124,8 @@ def match_area(
         too_large = jnp.mean(power(middle), axis=(1, 2)) > area
         return jnp.where(too_large, middle, low), jnp.where(too_large, high, middle)
 
-    ends = jnp.full(maps.shape[0], -8.0), jnp.full(maps.shape[0], 8.0)
+    low = jnp.full_like(normalized[:, 0, 0], -8.0)
+    ends = low, -low
     low, high = jax.lax.fori_loop(0, num_iterations, halve, ends)
     return nan_unless(is_finite(maps), power((low + high) / 2.0))
 

@@ -392,6 +392,11 @@ def _removal_curves(prob_fn, images, baseline, ranks, counts, *, finite):
 
     indices = jnp.repeat(jnp.arange(num_orders), num_counts)
     values = jax.lax.map(step, (indices, jnp.asarray(counts, jnp.int32).reshape(-1)))
+    if values.shape[1:] != images.shape[:1]:
+        raise ValueError(
+            f"prob_fn gives {list(values.shape[1:])} of {len(images)} images: give the "
+            "probability of each, [N]"
+        )
     curves = values.reshape(num_orders, num_counts, -1).swapaxes(1, 2)
     return jnp.where(finite[None, :, None], curves, jnp.nan)
 

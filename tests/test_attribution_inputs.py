@@ -100,6 +100,17 @@ class TestWhatIsExpected:
         peak = float(jnp.max(jnp.abs(high)))
         np.testing.assert_allclose(low, high, atol=0.03 * peak)
 
+    def test_moments_are_not_the_statistics(self):
+        stats = feature_stats.init((8, 8, 3))
+        with pytest.raises(ValueError, match="give feature_stats.moments of it"):
+            self.run("ib", moments=stats)
+
+    def test_an_option_is_no_array(self):
+        with pytest.raises(
+            ValueError, match="baseline is an array of shape .*a number"
+        ):
+            self.run("integrated_gradients", baseline=jnp.zeros((8, 8, 3)))
+
     def test_classes_by_name(self):
         fn = attribution.make_attribution_fn(
             "grad_cam", lambda x: x, lambda f: f.mean((1, 2))

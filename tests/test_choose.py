@@ -56,6 +56,13 @@ class TestComplete:
         assert choose.complete(config, tmp_path, examples=examples)[0].image_size > 0
 
 
+@pytest.mark.parametrize("names", [("train", "validation"), ("Training", "val")])
+def test_pictures_to_learn_from_under_any_of_their_names(names):
+    train, validation = names
+    examples = {train: range(400), validation: range(40), "test": range(40)}
+    assert choose._number_and_side(photos.get_config(), examples) == (400, None)
+
+
 class TestRules:
     def test_batches_are_shared_among_the_devices_and_an_epoch_has_four(self):
         for number in (8, 40, 400, 4000, 40_000):

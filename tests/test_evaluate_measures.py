@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from train import devices, evaluate
 from train.measure import splits, statistics
-from train.measure.batch import measure, measure_maps, method_maps
+from train.measure.batch import measure, measure_maps, method_maps, target_mask
 from train.measure.catalogue import MEASURES
 
 STATS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
@@ -130,6 +130,17 @@ class TestMissingPieces:
         # The object is smaller than its box.
         assert (values["box_share"] <= per_example["plain/box_share"] + 1e-6).all()
         assert (values["box_share"] < per_example["plain/box_share"] - 1e-3).any()
+
+    def test_a_mask_stands_in_where_an_image_has_no_box(self):
+        mask = np.zeros((3, 8, 8), np.uint8)
+        mask[:2, 2:4, 2:6] = 1
+        boxes = np.array([[0, 0, 0, 0], [0, 0, 1, 0.5], [0, 0, 0, 0]], np.float32)
+        target = target_mask(
+            {"image": np.zeros((3, 8, 8, 3)), "bbox": boxes, "mask": mask}
+        )
+        np.testing.assert_array_equal(target[0], mask[0])
+        assert target[1, :, :4].all() and not target[1, :, 4:].any()
+        assert not target[2].any()
 
     def test_one_class_has_no_runner_up(self):
         model = OneClass()

@@ -50,13 +50,16 @@ class TestLayouts:
         with pytest.raises(IndexError):
             data.train[len(data.train)]
 
-    @pytest.mark.parametrize("validation", ["validation", "val"])
-    def test_split_folders_are_kept(self, tmp_path, open_, validation):
-        for i, split in enumerate(("train", validation, "test")):
+    @pytest.mark.parametrize(
+        "splits", [("train", "validation", "test"), ("Train", "Val", "Test")]
+    )
+    def test_split_folders_are_kept(self, tmp_path, open_, splits):
+        for i, split in enumerate(splits):
             fill(tmp_path / "photos" / split, number=3 - i, first=10 * i)
         data = open_(tmp_path / "photos")
         assert [len(s) for s in data[:3]] == [6, 4, 2]
-        assert names_of(data, "test") == ["test/cat/0.png", "test/dog/0.png"]
+        test = splits[2]
+        assert names_of(data, "test") == [f"{test}/cat/0.png", f"{test}/dog/0.png"]
         assert "the folder's" in data.understood
 
     def test_what_is_not_given_is_cut_out_of_train(self, tmp_path, open_):
@@ -112,6 +115,29 @@ class TestLayouts:
         lines = ["File;Label", *(f"x/{i}.png;{(i % 3) * 5}" for i in range(12))]
         (folder / "labels.csv").write_text("\n".join(lines), encoding="utf-8-sig")
         assert open_(folder).class_names == ("0", "5", "10")
+
+    def test_what_ends_a_row_and_what_does_not(self, tmp_path, open_):
+        folder = fill(tmp_path / "photos", classes=("x",), number=12)
+        groups = ["a\x85b", "a\u2028b", '"a\nb"']
+        rows = (f'x/{i}.png,"c,{i % 2}",{groups[i % 3]}' for i in range(12))
+        text = "\r\n".join(["file,label,group", *rows])
+        (folder / "labels.csv").write_bytes(text.encode())
+        assert open_(folder).class_names == ("c,0", "c,1")
+
+    def test_the_other_systems_separator_in_files_and_masks(self, tmp_path, open_):
+        folder = fill(tmp_path / "photos")
+        (folder / "masks").mkdir()
+        Image.fromarray(np.eye(32, 40, dtype=np.uint8)).save(folder / "masks/one.png")
+        write_csv(
+            folder,
+            ("file", "label", "mask"),
+            [
+                (rf"{c}\{i}.png", c, r"masks\one.png")
+                for c in ("cat", "dog")
+                for i in range(8)
+            ],
+        )
+        assert "16 with a mask" in open_(folder).understood
 
     @pytest.mark.parametrize("pictures", ["", "images"])
     def test_parallel_masks(self, tmp_path, open_, pictures):

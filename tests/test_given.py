@@ -135,6 +135,8 @@ class TestGiven:
             ([], "no examples"),
             ({"holdout": []}, "unknown split 'holdout'"),
             (iter([]), "has no length and no index"),
+            ([(np.zeros((4, 4)), "a")], r"no dict of image and label \(1\): example"),
+            ([1, 2], r"no dict of image and label \(2\): example"),
             ([{"image": np.zeros((4, 4)), "label": 0}], "one class only"),
             ([{"image": np.zeros((4, 4)), "label": 2}], "labels must be 0, 1, ...;"),
         ],

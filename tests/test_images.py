@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ibsgl_jax import images
+from train.data import decoded
 
 
 class Preprocessing(NamedTuple):
@@ -223,8 +224,9 @@ class TestRead:
         # JPEG's loss, and CMYK without black.
         assert np.mean(np.abs(read - gradient_image())) < 4
 
+    @pytest.mark.parametrize("name", ["a.png", "a.tif"])
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_exif_rotation(self, tmp_path, orientation):
+    def test_exif_rotation(self, tmp_path, orientation, name):
         upright = Image.fromarray(gradient_image())
         # How a camera held so would have stored it: the inverse of what 1..8 mean.
         stored = {
@@ -241,8 +243,15 @@ class TestRead:
             image = image.transpose(operation)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        read = self.read(tmp_path, image, "a.png", exif=exif)
+        read = self.read(tmp_path, image, name, exif=exif)
         np.testing.assert_array_equal(read, gradient_image())
+        assert decoded.upright_size(tmp_path / name) == upright.size
+        grey = image.convert("L")
+        grey.save(tmp_path / name, exif=exif)  # uncompressed in a TIFF, so mapped
+        wanted = np.asarray(upright.convert("L"))
+        found = np.asarray(images.read(tmp_path / name))[..., 0]
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(decoded.read_mask(tmp_path / name), wanted > 0)
 
     def test_first_frame_of_an_animation(self, tmp_path):
         frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]

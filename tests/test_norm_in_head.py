@@ -1,4 +1,4 @@
-"""BatchNorm behind the tapped layer: each pass has the mode of what learns."""
+"""BatchNorm behind the features and dropout before: the mode of what learns."""
 
 import functools
 import types
@@ -10,9 +10,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax import nnx
 from ml_collections import ConfigDict
 
 from ibsgl_jax import guidance, models
+from ibsgl_jax.models import own
 from tests import training_step
 from train.method import build
 from train.method.guided import _direct as direct
@@ -51,6 +53,36 @@ class Own(nn.Module):
 
     def __call__(self, images, train=False):
         return self.head(self.features(images, train), train)
+
+
+class Dropping(Own):
+    """Dropout in the features."""
+
+    def setup(self):
+        super().setup()
+        self.drop = nn.Dropout(0.5)
+
+    def features(self, images, train=False):
+        x = super().features(images, train)
+        return self.drop(jnp.exp(x), deterministic=not train)
+
+
+class DroppingNNX(nnx.Module):
+    """The same of NNX."""
+
+    def __init__(self, num_classes, rngs):
+        self.conv = nnx.Conv(3, 8, (3, 3), strides=4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(8, num_classes, rngs=rngs)
+
+    def features(self, images):
+        return self.drop(jnp.exp(self.conv(images)))
+
+    def head(self, features):
+        return self.last(jnp.mean(features, axis=(1, 2)))
+
+    def __call__(self, images):
+        return self.head(self.features(images))
 
 
 def make_tapped():
@@ -172,3 +204,31 @@ def test_a_head_that_learns_alone_learns_what_is_measured(model):
         )
     ]
     assert set(moved) == set(learning)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Dropping(), own.adapt(DroppingNNX, num_classes=10)],
+    ids=["linen", "nnx"],
+)
+def test_dropout_in_the_features_is_drawn_anew(model):
+    own.check(model, 32)
+
+    def penalty_fn(forward):
+        dropped = jnp.ravel(forward.features == 0)
+        place = jnp.arange(len(dropped)) % 1009  # a number that tells them apart
+        sums = {"dropped": (jnp.sum(jnp.where(dropped, place, 0)), jnp.float32(1.0))}
+        return 0.0 * forward.task_fn(forward.logits), forward.feature_stats, sums
+
+    step = jax.jit(make_step(model, penalty_fn=penalty_fn))
+    state, batch = make_state(model), training_step.make_batch()
+    first, again, later = (
+        int(step(state.replace(step=jnp.int32(at)), batch)[1]["dropped"][0])
+        for at in (0, 0, 5)
+    )
+    assert 0 < first == again != later
+
+
+def test_a_model_with_dropout_may_be_tapped_before_it():
+    model = models.create("vgg16", num_classes=10, tap="conv4_1", image_size=32)
+    own.check(model, 32)  # in training mode too

@@ -165,6 +165,24 @@ class TestDeletionInsertion:
         np.testing.assert_allclose(got.deletion_auc, 1.0)
         np.testing.assert_allclose(got.insertion_auc, 1.5)
 
+    def test_whole_numbers_are_ranked_as_they_are(self):
+        images, maps = random_case()
+        maps = np.round(255 * maps / maps.max()).astype(np.uint8)
+        maps[:, 0] = 0
+        run = functools.partial(
+            perturbation.deletion_insertion, brightness, images, baseline=0.0
+        )
+        chex.assert_trees_all_equal(run(maps=maps), run(maps=maps.astype(np.float32)))
+        mask = maps > 100
+        chex.assert_trees_all_equal(run(maps=mask), run(maps=mask.astype(np.float32)))
+
+    def test_a_model_that_gives_more_than_a_probability(self):
+        images, maps = random_case(num=1)
+        with pytest.raises(ValueError, match=r"\[1, 2\] of 1 images: give the prob"):
+            perturbation.deletion_insertion(
+                lambda x: jnp.ones((len(x), 2)), images, maps, 0.0
+            )
+
     def test_more_steps_than_pixels(self):
         # As above one pixel at a time: 10 6 3 1 0 quarters, and 0 for the idle steps;
         # (10 + 2 * (6 + 3 + 1) + 0) / 4 * 1/8 = 30/32.
@@ -315,6 +333,14 @@ class TestRoad:
         morf, lerf = run(order="morf"), run(order="lerf")
         np.testing.assert_allclose(morf[0, 0], 0.0, atol=1e-4)
         np.testing.assert_allclose(lerf[0, 1], 1.0, atol=1e-4)
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_in_double_precision(self, dtype):
+        images, maps = (x.astype(dtype) for x in random_case())
+        run = functools.partial(perturbation.road, jax.random.key(0), brightness)
+        single = run(images.astype(np.float32), maps.astype(np.float32))
+        with jax.enable_x64(True):
+            np.testing.assert_allclose(run(images, maps), single, atol=1e-4)
 
     def test_unknown_order(self):
         images, maps = random_case()

@@ -182,6 +182,13 @@ class TestRefusals:
             given.open_examples(examples(), image_size=16)
         assert "a list of labels" in self.one_line(error)
 
+    def test_a_vector_of_0_and_1_is_no_list_of_classes(self):
+        rows = [{**example, "label": np.eye(5, dtype=int)[1]} for example in examples()]
+        with pytest.raises(
+            DatasetError, match="names class 0 or 1 twice; give classes by"
+        ):
+            given.open_examples(rows, image_size=16, link="sigmoid")
+
     def test_a_split_without_any_label(self):
         parts = {"train": examples(), "validation": examples(3), "test": examples(1)}
         with pytest.raises(DatasetError, match="no picture of test has a label"):

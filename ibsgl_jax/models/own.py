@@ -154,6 +154,14 @@ def check(model: nn.Module, image_size: int) -> None:
         features = model.apply(variables, images, method="features")
         return features, model.apply(variables, features, method="head")
 
+    def train(variables, images):
+        told = dict(
+            train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
+        features, updated = model.apply(variables, images, method="features", **told)
+        return model.apply({**variables, **updated}, features, method="head", **told)
+
+    jax.eval_shape(train, variables, images)
     features, logits = jax.eval_shape(forward, variables, images)
     if len(features.shape) not in (3, 4) or features.shape[0] != 2:
         raise ValueError(f"features gives {list(features.shape)}, not [N, H, W, K]")

@@ -56,7 +56,9 @@ def upright_size(path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as image:
-            if image.width * image.height <= images.MAX_PIXELS:
+            # Of a TIFF it depends on Pillow's version whether it is turned already.
+            is_known = image.format != "TIFF" or not _is_turned(image)
+            if is_known and image.width * image.height <= images.MAX_PIXELS:
                 return _upright(image)
     except Exception:  # whatever it is, `read` names it
         pass
@@ -65,8 +67,11 @@ def upright_size(path) -> tuple[int, int]:
 
 def _upright(image):
     width, height = image.size
-    turned = image.getexif().get(0x0112) in TURNED
-    return (height, width) if turned else (width, height)
+    return (height, width) if _is_turned(image) else (width, height)
+
+
+def _is_turned(image):
+    return image.getexif().get(0x0112) in TURNED
 
 
 def read_small(path, least: int, warn_fn=lambda line: None):
@@ -107,7 +112,7 @@ def read_mask(path) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with Image.open(images.source(path)) as image:
             least = 127 if image.format in ("JPEG", "MPO") else 0
             image = ImageOps.exif_transpose(image)
             if image.mode in ("RGBA", "LA"):

@@ -258,6 +258,9 @@ def _read_all(part, faults, side, fit, link, cache_bytes):
     for place in range(len(part.examples)):
         name = f"{part.split or 'example'}[{place}]"
         example = part.examples[place]
+        if not isinstance(example, Mapping):
+            faults.add("that are no dict of image and label", name)
+            continue
         missing = [c for c in (part.image, part.label) if c not in example]
         if missing:
             faults.add(f"without {' and '.join(map(repr, missing))}", name)
@@ -294,7 +297,12 @@ def _label(value, link, faults, name):
     if None in labels:
         faults.add("with a label that is neither a whole number nor text", name)
         return None
-    return labels[0] if link == "softmax" else tuple(dict.fromkeys(labels))
+    if link == "softmax":
+        return labels[0]
+    if len(set(labels)) < len(labels) and set(labels) <= {0, 1}:
+        faults.add("that names class 0 or 1 twice; give classes by number", name)
+        return None
+    return tuple(dict.fromkeys(labels))
 
 
 def _one_label(value):

@@ -11,6 +11,7 @@ commas, semicolons or tabs.
 """
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +69,7 @@ def read(folder: Path, link: str = "softmax") -> tuple[list[Picture], list[str]]
         return [], ["labels.csv: not UTF-8 text; save it as UTF-8"]
     header, _, _ = text.partition("\n")
     delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         rows = [
             (reader.line_num, [cell.strip() for cell in row]) for row in reader if row
@@ -152,9 +153,7 @@ class _Faults:
 
 
 def _row(folder, line, row, link, faults):
-    name = row["file"].replace("\\", "/") if os.sep == "/" else row["file"]
-    if not (folder / name).is_file() and (folder / row["file"]).is_file():
-        name = row["file"]  # a backslash that is part of the name
+    name = _path(folder, row["file"])
     where = f"{shown(name)} (line {line})"
     if not name:
         faults.add("file", f"line {line}")
@@ -165,7 +164,7 @@ def _row(folder, line, row, link, faults):
     if not (folder / name).is_file():
         faults.add("missing", where)
         return None
-    mask = row.get("mask") or None
+    mask = _path(folder, row.get("mask") or "") or None
     if mask and not (folder / mask).is_file():
         faults.add("mask", f"{shown(mask)} (line {line})")
         mask = None
@@ -184,6 +183,13 @@ def _row(folder, line, row, link, faults):
         box=box or None,
         mask=folder / mask if mask else None,
     )
+
+
+def _path(folder, name):
+    """A file's name with the separators of this system, if that is what they are."""
+    if os.sep != "/" or (folder / name).is_file():
+        return name
+    return name.replace("\\", "/")
 
 
 def _box(cells):

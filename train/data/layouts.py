@@ -65,7 +65,8 @@ def recognise(folder: Path, link: str = "softmax") -> Layout:
     if not pictures:
         return Layout([], "", [_nothing_there(folder, files)], [])
     tops = {f.relative_to(root).parts[0] for f in pictures if root in f.parent.parents}
-    if tops & {"train", "training"} and all(top.lower() in SPLIT_NAMES for top in tops):
+    tops = {top.lower() for top in tops}
+    if tops & {"train", "training"} and tops <= SPLIT_NAMES.keys():
         return _split_layout(folder, root, files, masks, link)
     return _class_layout(folder, root, files, masks, link)
 

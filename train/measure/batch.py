@@ -296,10 +296,17 @@ def make_prob_fn(model, variables, batch):
 
 
 def target_mask(batch):
-    """Where the object is, bool [N, H, W], or None if the data set does not say."""
-    if "bbox" in batch:
-        return metrics.boxes_to_mask(batch["bbox"], batch["image"].shape[1:3])
-    return batch["mask"] > 0 if "mask" in batch else None
+    """Where the object is, bool [N, H, W], or None if the data set does not say.
+
+    Within its box; where an image has none, its mask.
+    """
+    mask = batch["mask"] > 0 if "mask" in batch else None
+    if "bbox" not in batch:
+        return mask
+    inside = metrics.boxes_to_mask(batch["bbox"], batch["image"].shape[1:3])
+    if mask is None:
+        return inside
+    return inside | (mask & ~jnp.any(inside, axis=(1, 2), keepdims=True))
 
 
 def black_pixel(image_stats):

@@ -186,13 +186,7 @@ def _forward(
     images = mix(normalize_images(batch["image"], **image_stats))
     with tapping.kept(layer) as inner:
         if learning is None:
-            features, updated = model.apply(
-                variables,
-                images,
-                train=True,
-                method="features",
-                mutable=["batch_stats"],
-            )
+            features, updated = _train_features(model, variables, images, dropout_keys)
         else:
             features = model.apply(variables, images, method="features")
             features, updated = jax.lax.stop_gradient(features), {}
@@ -220,6 +214,22 @@ def _is_still(variables, learning) -> bool:
     """
     found = variables.get("batch_stats", {})
     return learning is not None and any(name in found for name in learning)
+
+
+def _train_features(model, variables, images, keys):
+    """Features in training mode and new batch_stats.
+
+    Dropout in them draws by the first of the keys [N]: it depends on how many devices
+    share the batch, as only a head can be told each example's own.
+    """
+    return model.apply(
+        variables,
+        images,
+        train=True,
+        method="features",
+        mutable=["batch_stats"],
+        rngs={"dropout": keys[0]},
+    )
 
 
 def _train_head(model, variables, features, keys):
@@ -252,9 +262,7 @@ def _task(batch, mix, logits, *, class_weights, label_smoothing):
 
 def training_logits(model, variables, images, keys):
     """[N, C] in training mode, dropout by ``keys`` [N]; no running statistics."""
-    features, _ = model.apply(
-        variables, images, train=True, method="features", mutable=["batch_stats"]
-    )
+    features, _ = _train_features(model, variables, images, keys)
     logits, _ = _train_head(model, variables, features, keys)
     return logits
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ibsgl_jax import pretrained
 from ibsgl_jax.images import ImageError
-from train.data import dataset, decoded, layouts, splitting
+from train.data import dataset, decoded, labels_csv, layouts, splitting
 from train.files import flatten
 from train.method.build import make_model
 
@@ -85,7 +85,8 @@ def _number_and_side(config, examples):
         train = examples
         share = TRAIN_SHARE
         if hasattr(examples, "keys"):
-            train = examples.get("train", [])
+            names = {labels_csv.SPLIT_NAMES.get(str(k).lower()): k for k in examples}
+            train = examples[names["train"]] if "train" in names else []
             share = 1.0 if len(examples) == len(splitting.SPLITS) else TRAIN_SHARE
         number = len(train) if hasattr(train, "__len__") else 0
         return max(1, round(share * number)), None
