@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 # What makes the bottleneck the teacher of a guided phase.
 BOTTLENECK = dict(teacher="bottleneck", teacher_method="bottleneck", teacher_power=1.0)
+SQUARED_CAM = dict(teacher="hirescam", teacher_method="hirescam", teacher_power=2.0)
 
 
 def length_of(phase) -> dict:

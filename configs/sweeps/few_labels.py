@@ -9,7 +9,7 @@ digits and parts of the photographs that no training image has. "guided" is taug
 the bottleneck, "squared_cam" by the squared HiResCAM, "oracle" by the true mask.
 """
 
-from configs import quickstart
+from configs import default, quickstart
 from configs.sweeps import variants
 
 SEEDS = (0, 1, 2)
@@ -26,7 +26,6 @@ def get_config(per_class: int = 20):
     for name, steps in STEPS.items():
         config[name].num_epochs = steps / (num_train // BATCH_SIZE)
     config.save_epochs = config.plain.num_epochs
-    squared_cam = dict(teacher="hirescam", teacher_method="hirescam", teacher_power=2.0)
-    variants.add(config, "squared_cam", **squared_cam)
+    variants.add(config, "squared_cam", **default.SQUARED_CAM)
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
     return config

@@ -25,6 +25,8 @@ ACTIVE = STRONG | dict(guidance__move="active")
 def get_config():
     config = objects.get_config()
     variants.quiet(config)
+    config.control.num_epochs, config.control.learning_rate = 1.0, 2.5e-4
+    config.guided = default.guided_phase(**default.length_of(config.control))
     config.phases = ("head", "plain", "control")
     variants.add(config, "hirescam_squared")
     variants.add(config, "bottleneck_20", **default.BOTTLENECK)
