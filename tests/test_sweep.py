@@ -283,11 +283,26 @@ class TestMain:
             with Image.open(tmp_path / name) as image:
                 widths.append(image.width)
         assert widths[0] < widths[1]  # a panel for each column that was asked for
+        written = (folder / "summary_validation.json").read_text()
+        arguments = [str(config), "--folder", str(folder), "--table"]
+        shown = [*arguments, "--against", "guided", "--columns", "box_share"]
+        assert sweep.main(shown) == 0
+        out = capsys.readouterr().out
+        assert "from guided excludes zero" in out
+        assert "| control | guided | **-23.1 ± 4.8 %** |" in out
+        assert (folder / "summary_validation.json").read_text() == written
         assert fake() == []
 
     def test_mistakes_are_one_line(self, config, tmp_path, capsys):
         assert sweep.main([str(tmp_path / "none.py")]) == 2
         assert "no file" in capsys.readouterr().err
+        path = tmp_path / "some.py"
+        path.write_text(
+            "from types import SimpleNamespace as S\nSEEDS, CONTROL = (0,), 'control'\n"
+            "get_config = lambda: S(phases=('control', 'guided'))"
+        )
+        assert sweep.main([str(path), "--table", "--against", "nobody"]) == 2
+        assert "--against nobody: no phase of" in capsys.readouterr().err
         assert sweep.main([str(config), "--jobs", "0"]) == 2
         assert "--jobs: 0" in capsys.readouterr().err
 

@@ -139,6 +139,11 @@ def make_parser():
         metavar="PHASE",
         help="whose map the methods are compared with",
     )
+    parser.add_argument(
+        "--against",
+        metavar="PHASE",
+        help="what all are compared with, in the place of their controls",
+    )
     parser.add_argument("--figure", type=Path, help="also draw a dot plot, FILE.png")
     return parser
 
@@ -146,10 +151,15 @@ def make_parser():
 def check(arguments, module, folder: Path):
     """UserError before anything is trained or written."""
     known = wanted_phases(module)
-    for flag, names in (("phases", arguments.phases or ()), ("ours", [arguments.ours])):
+    asked = {
+        "phases": arguments.phases or (),
+        "against": filter(None, [arguments.against]),
+        "ours": [arguments.ours],
+    }
+    for flag, names in asked.items():
         unknown = [name for name in names if known and name not in known]
         # The default of --ours matters only where other methods are measured.
-        if unknown and (flag == "phases" or arguments.methods):
+        if unknown and (flag != "ours" or arguments.methods):
             raise UserError(
                 f"--{flag} {unknown[0]}: no phase of {arguments.config}; it has "
                 f"{', '.join(known)}"
@@ -191,7 +201,7 @@ def main(argv=None) -> int:
 
 
 def show(module, records, folder: Path, arguments):
-    """Write the summary and the figure, print the tables."""
+    """Write the summary, against the controls, and the figure, print the tables."""
     summary = summarize(records, controls_of(module))
     methods = summarize_methods(records, arguments.ours)
     split, seeds = arguments.split, list(records)
@@ -199,6 +209,9 @@ def show(module, records, folder: Path, arguments):
         folder / f"summary_{split}.json",
         {"split": split, "seeds": seeds, "phases": summary, "methods": methods},
     )
+    base = arguments.against
+    if base:
+        summary = summarize(records, lambda phase: None if phase == base else base)
     if arguments.phases:
         summary = {p: row for p, row in summary.items() if p in arguments.phases}
     fewer = [
@@ -208,12 +221,12 @@ def show(module, records, folder: Path, arguments):
     ]
     print(
         f"{len(seeds)} seeds, {split} split; mean ± half of the 95 % t interval; bold: "
-        "the paired difference from the control excludes zero"
+        f"the paired difference from {base or 'the control'} excludes zero"
         + (f"; fewer seeds: {', '.join(fewer)}" if fewer else "")
     )
     columns = arguments.columns or sweep_tables.COLUMNS
     print("\n" + sweep_tables.table(summary, columns))
-    print("\nPaired differences, in per cent of the control's mean:\n")
+    print(f"\nPaired differences, in per cent of {base or 'the control'}'s mean:\n")
     print(sweep_tables.relative_table(summary, columns))
     if methods:
         print(
