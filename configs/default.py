@@ -6,7 +6,7 @@ phase, has a method of its own, and is evaluated on the test split at the end.
 
 from ml_collections import ConfigDict
 
-# What makes the bottleneck the teacher of a guided phase.
+# What makes the bottleneck, or the squared CAM, the teacher of a guided phase.
 BOTTLENECK = dict(teacher="bottleneck", teacher_method="bottleneck", teacher_power=1.0)
 SQUARED_CAM = dict(teacher="hirescam", teacher_method="hirescam", teacher_power=2.0)
 

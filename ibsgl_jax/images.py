@@ -56,9 +56,8 @@ def source(path):
     Turned by its EXIF orientation, a TIFF that Pillow maps into memory comes out wrong.
     """
     with open(path, "rb") as file:
-        if file.read(4) not in _TIFF:
-            return path
-        return io.BytesIO(Path(path).read_bytes())
+        start = file.read(4)
+        return io.BytesIO(start + file.read()) if start in _TIFF else path
 
 
 def read(
