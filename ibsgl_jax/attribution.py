@@ -24,7 +24,13 @@ from ibsgl_jax.cams import (
     layer_cam,
     random_map,
 )
-from ibsgl_jax.chunks import as_pytree, map_chunks
+from ibsgl_jax.chunks import (
+    as_pytree,
+    batch_sharding,
+    is_traced,
+    map_chunks,
+    num_shards,
+)
 from ibsgl_jax.feature_stats import FeatureStats, Moments
 from ibsgl_jax.full_grad import full_grad, full_gradients, make_tapped_fn
 from ibsgl_jax.gradients import (
@@ -127,8 +133,8 @@ def attribute(
       moments: for "ib": ``feature_stats.moments`` of the layer on many images.
       tapped_fn: for "full_grad": see ``full_gradients`` and ``make_tapped_fn``.
       channels: a method on images gives the "abs_sum" over channels, or the "sum".
-      chunk_size: images worked on at once, >= 1. "ib" at an inner layer works on
-        ``config.num_samples`` copies of each.
+      chunk_size: images worked on at once, >= 1, on each device that they are spread
+        over. "ib" at an inner layer works on ``config.num_samples`` copies of each.
       target: of another number than a class's logit: output -> [N], or (output,
         classes) -> [N]; images independent. Not for "ib", which takes a ``loss``.
       output: place or key of the logits, or a function of what the head returns.
@@ -153,11 +159,10 @@ def attribute(
     images, classes = _check_arrays(images, classes, are_classes)
     key = _check_key(method, key, images.shape[0])
     features_fn, head_fn = as_pytree(features_fn), as_pytree(head_fn)
-    chunk_size = min(chunk_size, images.shape[0])
-    if are_classes and isinstance(classes, jax.Array) and not _is_traced(classes):
-        shared = {"chunk_size": chunk_size, "output": output}
-        logits = _predict.eval_shape(features_fn, head_fn, images, **shared)
-        check_classes(classes, logits.shape[-1])
+    sizes = {"chunk_size": chunk_size, "num_shards": num_shards(images)}
+    if are_classes and _is_readable(classes):
+        shape_fn = functools.partial(_predict.eval_shape, output=output, **sizes)
+        check_classes(classes, shape_fn(features_fn, head_fn, images).shape[-1])
     return _attribute(
         features_fn,
         head_fn,
@@ -168,8 +173,8 @@ def attribute(
         moments if method == "ib" else None,
         method=method,
         channels=channels,
-        chunk_size=chunk_size,
         options=_static(**options, target=target, output=output),
+        **sizes,
     )
 
 
@@ -185,11 +190,13 @@ def predict(
 
     ``output`` is that of ``attribute``.
     """
+    images = jnp.asarray(images)
     return _predict(
         as_pytree(features_fn),
         as_pytree(head_fn),
-        jnp.asarray(images),
-        chunk_size=min(chunk_size, len(images)),
+        images,
+        chunk_size=chunk_size,
+        num_shards=num_shards(images),
         output=output,
     )
 
@@ -278,7 +285,7 @@ def make_attribution_fn(
         if target is not None or has_loss or classes.ndim == 1:
             return one_map(images, given, features, head, classes)
         # Of the passes up to the head, all alike, the compiler keeps one.
-        columns = jnp.moveaxis(classes, 1, 0)
+        columns = (classes[:, i] for i in range(classes.shape[1]))
         maps = [one_map(images, None, features, head, column) for column in columns]
         return jnp.stack(maps, axis=1)
 
@@ -287,7 +294,8 @@ def make_attribution_fn(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("method", "channels", "chunk_size", "options")
+    jax.jit,
+    static_argnames=("method", "channels", "chunk_size", "num_shards", "options"),
 )
 def _attribute(
     features_fn,
@@ -301,6 +309,7 @@ def _attribute(
     method,
     channels,
     chunk_size,
+    num_shards,
     options,
 ):
     shared_key = key is None or key.ndim == 0
@@ -320,17 +329,25 @@ def _attribute(
         return attribution_fn(images, classes)
 
     keys = None if shared_key else key
-    return map_chunks(explain, (images, classes, keys), chunk_size)
+    batch = images, classes, keys
+    return map_chunks(explain, batch, chunk_size, num_shards=num_shards)
 
 
-@functools.partial(jax.jit, static_argnames=("chunk_size", "output"))
-def _predict(features_fn, head_fn, images, *, chunk_size, output=None):
+@functools.partial(jax.jit, static_argnames=("chunk_size", "num_shards", "output"))
+def _predict(features_fn, head_fn, images, *, chunk_size, num_shards, output=None):
     head_fn = targets.pick(head_fn, output)
-    return map_chunks(lambda x: _logits(features_fn, head_fn, x), images, chunk_size)
+    return map_chunks(
+        lambda x: _logits(features_fn, head_fn, x),
+        images,
+        chunk_size,
+        num_shards=num_shards,
+    )
 
 
-def _is_traced(values):
-    return isinstance(values, jax.core.Tracer)
+def _is_readable(classes):
+    """Whether all classes are here and have values."""
+    is_array = isinstance(classes, jax.Array) and not is_traced(classes)
+    return is_array and classes.is_fully_addressable
 
 
 def _logits(features_fn, head_fn, images):
@@ -396,6 +413,8 @@ def _check_arrays(images, classes, are_classes):
             )
         if are_classes and not jnp.issubdtype(classes.dtype, jnp.integer):
             raise ValueError(f"classes are {classes.dtype}: give integers")
+        if batch_sharding(images) is not None:
+            classes = jax.device_put(classes, batch_sharding(images))
     return images, classes
 
 

@@ -21,8 +21,10 @@ def make_blur(
 
     The kernel is cut at ``2 round(2 sigma) + 1`` cells and normalised, the border
     reflected without repeating the edge, as in IBA's code; here as two small matrix
-    products, which compile to less than a convolution of every channel. A TPU takes
-    one, over all cells: axes that are flattened would change every array's layout.
+    products, which compile to less than a convolution of every channel. A CPU is
+    fastest where all further axes are merged into one. A TPU takes one product, over
+    all cells: axes that are merged would change every array's layout; over several
+    devices, they would send each all images.
 
     Args:
       size: (H, W).
@@ -37,25 +39,34 @@ def make_blur(
     # One copy of the matrix per row: a product of a batch is faster than the same
     # product after moving axes.
     columns = np.broadcast_to(columns_once, (size[0], *columns_once.shape))
+    each_row = (((2,), (1,)), ((0,), (0,)))
 
-    def blur(maps):
-        flat = maps.reshape(size[0], -1)
-        flat = jnp.matmul(rows, flat, precision="highest")
+    def by_axes(maps):
+        maps = jnp.tensordot(rows, maps, 1, precision="highest")
+        return jax.lax.dot_general(columns, maps, each_row, precision="highest")
+
+    def by_matrices(maps):
+        flat = jnp.matmul(rows, maps.reshape(size[0], -1), precision="highest")
         flat = flat.reshape(*size, -1)
         return jnp.matmul(columns, flat, precision="highest").reshape(maps.shape)
 
-    if num_cells > MAX_FLAT_CELLS or platform not in (None, "tpu"):
-        return blur
-    matrix = np.kron(rows, columns_once)
-
-    def blur_at_once(maps):
+    def at_once(maps):
         cells = maps.reshape(num_cells, *maps.shape[2:])
-        cells = jnp.tensordot(matrix, cells, 1, precision="highest")
-        return cells.reshape(maps.shape)
+        matrix = np.kron(rows, columns_once)
+        return jnp.tensordot(matrix, cells, 1, precision="highest").reshape(maps.shape)
 
-    if platform == "tpu":
-        return blur_at_once
-    return lambda maps: jax.lax.platform_dependent(maps, tpu=blur_at_once, default=blur)
+    forms = {"cpu": by_matrices}
+    if num_cells <= MAX_FLAT_CELLS:
+        forms["tpu"] = at_once
+
+    def blur(maps):
+        if any(jax.typeof(maps).sharding.spec):  # such an axis merges with no other
+            return by_axes(maps)
+        if platform is None:
+            return jax.lax.platform_dependent(maps, **forms, default=by_axes)
+        return forms.get(platform, by_axes)(maps)
+
+    return blur
 
 
 def _blur_matrix(length: int, sigma: float) -> np.ndarray:

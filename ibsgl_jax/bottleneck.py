@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ibsgl_jax import keys, saliency, targets, tokens
+from ibsgl_jax import chunks, keys, saliency, targets, tokens
 from ibsgl_jax.adam import make_adam
 from ibsgl_jax.blur import make_blur
 from ibsgl_jax.bottleneck_config import FAST, MAX_FEATURE, MIN_STD, BottleneckConfig
@@ -92,7 +92,7 @@ def attribute(
       head_fn: features [N, H, W, K] -> logits [N, C], images independent. A
         ``models.PooledLinear`` takes the exact shortcut: only the spatial mean of the
         noise reaches the logits and that is drawn directly (not with ``relu`` or
-        injected noise). Any other head is called on [num_samples * N, H, W, K].
+        injected noise). Any other head is called on [N * num_samples, H, W, K].
       features: [N, H, W, K], any float dtype; the computation is in float32. Beyond
         1e9 in size, features and moments count as 1e9. Or tokens [N, T, D] with moments
         [T, D]: what is returned is then on their grid (``tokens``), [N, h, w, D], and
@@ -156,8 +156,8 @@ def _solve_generic(head_fn, moments, config, features, labels, draws, loss_fn):
 
     def noise_of(draw):
         if jnp.issubdtype(draw.dtype, jax.dtypes.prng_key):
-            return keys.normal(draw, shape, axis=1)
-        return draw
+            return keys.normal(draw, shape)
+        return jnp.moveaxis(draw, 1, 0)
 
     features = _cells_first(features)
     blur = make_blur(features.shape[:2], config.blur_sigma)
@@ -181,7 +181,9 @@ def _solve_pooled(head_fn, moments, config, features, labels, draws, loss_fn):
     """``attribute`` for a pooled linear head, in the form that suits the platform."""
     # So few numbers are drawn at once; in the loop each draw has a cost of its own.
     shape = config.num_samples, features.shape[-1]
-    draws = jax.lax.map(lambda key: keys.normal(key, shape, axis=1), draws)
+    draws = jax.lax.map(lambda key: keys.normal(key, shape), draws)
+
+    num_shards = chunks.num_shards(features)
 
     def solve_on(platform):
         def solve(features, labels, draws):
@@ -199,8 +201,10 @@ def _solve_pooled(head_fn, moments, config, features, labels, draws, loss_fn):
             )
             return _descend(value_and_grad, blur, features, moments, config, draws)
 
-        size = piece_size(features.shape, platform=platform)
-        return solve if size == features.shape[0] else _in_pieces(solve, size)
+        num, *sides = features.shape
+        size = piece_size((num // num_shards, *sides), platform=platform)
+        whole = size * num_shards == num
+        return solve if whole else _in_pieces(solve, size, num_shards)
 
     # Compiled for one platform, only its own form is lowered.
     return jax.lax.platform_dependent(
@@ -263,7 +267,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1)
 
 
-def _in_pieces(solve, size):
+def _in_pieces(solve, size, num_shards):
     """``solve`` for ``size`` images at a time, whose working set stays in fast memory.
 
     That is a CPU's cache or the memory beside a TPU's cores; the main memory is then
@@ -272,17 +276,17 @@ def _in_pieces(solve, size):
     """
 
     def solve_in_pieces(features, labels, draws):
-        num = len(labels) // size
-        if draws.shape[2] == 1:
-            draws = jnp.broadcast_to(draws, (num, *draws.shape))
-        else:
-            draws = jnp.stack(jnp.split(draws, num, axis=2))
-        features, labels = (
-            x.reshape(num, size, *x.shape[1:]) for x in (features, labels)
+        own = None if draws.shape[1] == 1 else jnp.moveaxis(draws, 1, 0)
+
+        def solve_piece(piece):
+            features, labels, own = piece
+            noise = draws if own is None else jnp.moveaxis(own, 0, 1)
+            found = solve(features, labels, noise)
+            return found._replace(losses=found.losses.T)
+
+        found = chunks.map_chunks(
+            solve_piece, (features, labels, own), size, num_shards=num_shards
         )
-        found = jax.lax.map(lambda part: solve(*part), (features, labels, draws))
-        found = found._replace(losses=jnp.moveaxis(found.losses, 1, 2))
-        found = Attribution(*(x.reshape(-1, *x.shape[2:]) for x in found))
         return found._replace(losses=found.losses.T)
 
     return solve_in_pieces
@@ -346,14 +350,14 @@ def _generic_value_and_grad(head_fn, features, labels, moments, blur, config, lo
     def total_loss(alpha, noise):
         rest = noise_share(alpha, blur)
         signal = _cells_last((1.0 - rest) * features + rest * moments.mean)
-        mixed = signal[None] + _cells_last(rest * std)[None] * noise
-        mixed = jnp.where(_cells_last(moments.active)[None], mixed, 0.0)
+        mixed = signal[:, None] + _cells_last(rest * std)[:, None] * noise
+        mixed = jnp.where(_cells_last(moments.active)[:, None], mixed, 0.0)
         if config.relu:
             mixed = jax.nn.relu(mixed)
         outputs = head_fn(mixed.reshape(-1, height, width, num_channels))
         cross_entropy = loss_fn(outputs, labels, config.num_samples)
         nats = jnp.mean(capacity(rest, r_squared, moments.active), axis=(0, 1, 3))
-        loss = jnp.mean(cross_entropy, axis=0) + config.beta * nats
+        loss = jnp.mean(cross_entropy, axis=1) + config.beta * nats
         # The images are independent: the gradient of the sum is each one's own.
         return jnp.sum(loss), loss
 
@@ -400,8 +404,10 @@ def _pooled_value_and_grad(
     ones = jnp.ones((cells,), jnp.float32)
 
     def sum_cells(x):
-        # As a matrix product: XLA's own column sum is slower on a CPU.
-        total = jnp.matmul(ones, x.reshape(cells, -1), precision="highest")
+        # As a product of matrices: XLA's own column sum is slower on a CPU.
+        merged = platform == "cpu" and not any(jax.typeof(x).sharding.spec)
+        columns = x.reshape(cells, *((-1,) if merged else x.shape[2:]))
+        total = jnp.tensordot(ones, columns, 1, precision="highest")
         return total.reshape(x.shape[2:])
 
     def value_and_grad(alpha, noise):
@@ -415,11 +421,11 @@ def _pooled_value_and_grad(
         spread = jnp.sqrt(sum_cells(jnp.square(rest) * variance)) / cells
 
         def loss_of(spatial_mean, spread):
-            pooled = spatial_mean[None] + spread[None] * noise
+            pooled = spatial_mean[:, None] + spread[:, None] * noise
             logits = jnp.matmul(pooled, kernel, precision="highest")
             logits += bias[None, None]
             logits = logits.reshape(-1, logits.shape[-1])
-            return jnp.mean(loss_fn(logits, labels, len(noise)), axis=0)
+            return jnp.mean(loss_fn(logits, labels, noise.shape[1]), axis=1)
 
         cross_entropy, vjp_fn = jax.vjp(loss_of, spatial_mean, spread)
         by_mean, by_spread = vjp_fn(jnp.ones_like(cross_entropy))

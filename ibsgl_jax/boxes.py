@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import map_measures, saliency
+from ibsgl_jax import chunks, map_measures, saliency
 
 
 def boxes(maps: chex.Array, *, threshold: float = 0.5) -> tuple[chex.Array, chex.Array]:
@@ -73,7 +73,7 @@ def largest_component(mask: chex.Array) -> chex.Array:
       False for an empty mask.
     """
     chex.assert_rank(mask, 3)
-    return jax.vmap(_largest)(mask.astype(bool))
+    return chunks.on_each_device(jax.vmap(_largest), mask.astype(bool))
 
 
 def _largest(mask):

@@ -1,8 +1,8 @@
 """Pixels in a hole as the weighted mean of their neighbours, all solved for together.
 
 Conjugate gradients with a multigrid preconditioner: the number of iterations hardly
-grows with the hole; without the coarser grids it would grow with its width. Imports jax
-and chex only.
+grows with the hole; without the coarser grids it would grow with its width. Imports
+jax, chex and ``chunks`` only.
 
 Reference of the equations: Rong et al., "A Consistent and Efficient Evaluation Strategy
 for Attribution Methods", ICML 2022.
@@ -13,6 +13,8 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+
+from ibsgl_jax import chunks
 
 # Steps (down, right) to four of the eight neighbours, each with its weight; the other
 # four are opposite.
@@ -59,9 +61,11 @@ def solve(
       (float32 [N, H, W, C], int32 [N] iterations).
     """
     # Channels first: the rows of pixels are what a processor takes at a time.
-    found, count = jax.vmap(
-        lambda image, hole: _solve(image, hole, tolerance, num_iterations)
-    )(jnp.moveaxis(images, 3, 1), hole)
+    found, count = chunks.on_each_device(
+        jax.vmap(lambda image, hole: _solve(image, hole, tolerance, num_iterations)),
+        jnp.moveaxis(images, 3, 1),
+        hole,
+    )
     return jnp.moveaxis(found, 1, 3), count
 
 
@@ -198,7 +202,8 @@ def _gathered(x):
     """Sums over blocks of 2 x 2 cells."""
     x = _even(x)
     height, width = x.shape[-2:]
-    return x.reshape(*x.shape[:-2], height // 2, 2, width // 2, 2).sum((-3, -1))
+    x = x.reshape(*x.shape[:-2], height // 2, 2, width).sum(-2)
+    return x.reshape(*x.shape[:-1], width // 2, 2).sum(-1)
 
 
 def _spread(x, diagonal):

@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ibsgl_jax import saliency
+from ibsgl_jax import chunks, saliency
 
 
 def is_finite(maps: chex.Array) -> chex.Array:
@@ -31,8 +31,9 @@ def pixel_ranks(maps: chex.Array) -> chex.Array:
         maps = maps.astype(jnp.float32)
     flat = maps.reshape(maps.shape[0], -1)
     order = jnp.argsort(-flat, axis=-1, stable=True)
-    places = jnp.broadcast_to(jnp.arange(flat.shape[1], dtype=jnp.int32), flat.shape)
-    ranks = jnp.put_along_axis(places, order, places, axis=-1, inplace=False)
+    places = jnp.arange(flat.shape[1], dtype=jnp.int32)
+    # One map at a time: a batch that is spread over a mesh stays where it is.
+    ranks = jax.vmap(lambda order: places.at[order].set(places))(order)
     return ranks.reshape(maps.shape)
 
 
@@ -187,7 +188,7 @@ def _mean_ranks(flat):
         last = jnp.searchsorted(ordered, x, side="right") - 1
         return (first + last).astype(jnp.float32) / (2.0 * max(x.shape[0] - 1, 1))
 
-    return jax.vmap(row)(flat)
+    return chunks.on_each_device(jax.vmap(row), flat)
 
 
 def _flat(maps):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ibsgl_jax import imputation, metrics
+from ibsgl_jax import chunks, imputation, metrics
 
 ImageFn = Callable[[chex.Array], chex.Array]
 
@@ -202,9 +202,10 @@ def degradation(
     tile_of = np.arange(height)[:, None] // tile * columns + np.arange(width) // tile
     sizes = np.bincount(tile_of.ravel()).astype(np.float32)
     flat = maps.reshape(maps.shape[0], -1).astype(jnp.float32)
-    relevance = jax.vmap(
-        lambda x: jax.ops.segment_sum(x, tile_of.ravel(), num_tiles) / sizes
-    )(flat)
+    relevance = chunks.on_each_device(
+        jax.vmap(lambda x: jax.ops.segment_sum(x, tile_of.ravel(), num_tiles) / sizes),
+        flat,
+    )
     tile_ranks = metrics.pixel_ranks(relevance.reshape(-1, rows, columns))
     ranks = tile_ranks.reshape(-1, num_tiles)[:, tile_of]
     counts = np.rint(np.linspace(0, num_tiles, min(num_steps, num_tiles) + 1))

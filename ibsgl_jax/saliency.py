@@ -118,7 +118,8 @@ def logits_and_saliencies(
             gradient = jnp.mean(gradient, axis=(1, 2), keepdims=True)
         return jnp.sum(gradient * features, axis=-1)
 
-    maps = jnp.stack([one_map(each) for each in jnp.moveaxis(classes, 1, 0)], axis=1)
+    columns = (classes[:, i] for i in range(classes.shape[1]))
+    maps = jnp.stack([one_map(column) for column in columns], axis=1)
     return logits, jax.nn.relu(maps) if rectify else maps
 
 

@@ -125,13 +125,14 @@ def two_logits(logits: chex.Array) -> chex.Array:
 
 
 def make_loss_fn(loss: str | LossFn) -> Callable:
-    """What the bottleneck minimises, as a function of S copies of a batch.
+    """What the bottleneck minimises, as a function of S copies of each image.
 
     Args:
       loss: as of ``bottleneck.attribute``.
 
     Returns:
-      (outputs [S N, ...], labels [N, ...], S) -> float32 [S, N].
+      (outputs [N S, ...], an image's copies side by side; labels [N, ...]; S) ->
+      float32 [N, S].
 
     Raises:
       ValueError: unknown loss; when it is called: logits of one class under the
@@ -150,9 +151,9 @@ def make_loss_fn(loss: str | LossFn) -> Callable:
 
     def loss_fn(outputs, labels, num_copies):
         outputs = jax.tree.map(
-            lambda x: x.reshape(num_copies, -1, *x.shape[1:]), outputs
+            lambda x: x.reshape(-1, num_copies, *x.shape[1:]), outputs
         )
-        return jax.vmap(one_copy, in_axes=(0, None))(outputs, labels)
+        return jax.vmap(one_copy, in_axes=(1, None), out_axes=1)(outputs, labels)
 
     return loss_fn
 
@@ -165,8 +166,8 @@ def _cross_entropy(logits, labels, num_copies, *, link):
             "loss='sigmoid', or targets.two_classes(head_fn)"
         )
     logits = logits.astype(jnp.float32)
-    logits = logits.reshape(num_copies, -1, logits.shape[-1])
-    labels = jnp.broadcast_to(labels, logits.shape[:-1])
+    logits = logits.reshape(-1, num_copies, logits.shape[-1])
+    labels = jnp.broadcast_to(labels[:, None], logits.shape[:-1])
     if link == "softmax":
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]

@@ -84,7 +84,7 @@ def golden_steps(tap):
     alpha = cells_first(jnp.full(features.shape, config.initial_alpha))
     opt_state, alphas, gradients = tx.init(alpha), [alpha], []
     for noise in golden_noise()[:, :, :1]:
-        _, gradient = value_and_grad(alpha, noise)
+        _, gradient = value_and_grad(alpha, jnp.moveaxis(noise, 1, 0))
         updates, opt_state = update(gradient, opt_state)
         alpha = optax.apply_updates(alpha, updates)
         alphas.append(alpha)

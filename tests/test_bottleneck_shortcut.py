@@ -42,7 +42,7 @@ class TestPooledShortcut:
 
         def first_two_moments(logits, labels, num_copies):
             # In place of the cross-entropy: its mean over samples is the result.
-            logits = logits.reshape(num_copies, -1, num_classes)
+            logits = logits.reshape(-1, num_copies, num_classes)
             centred = logits - jnp.asarray(mean, jnp.float32)[None, None]
             products = centred[..., :, None] * centred[..., None, :]
             products = products.reshape(*logits.shape[:-1], num_classes**2)
@@ -57,7 +57,7 @@ class TestPooledShortcut:
         ):
             arguments = loop_arguments(features, labels, moments)
             evaluate = jax.jit(make(head, *arguments, blur, config, first_two_moments))
-            noise = jax.random.normal(key, (config.num_samples, 1, *shape))
+            noise = jax.random.normal(key, (1, config.num_samples, *shape))
             with jax.numpy_rank_promotion("allow"):  # the moments have an axis more
                 both = np.asarray(evaluate(cells_first(alpha), noise)[0])[0]
             shift, spread = both[:num_classes], both[num_classes:]
@@ -79,7 +79,7 @@ class TestPooledShortcut:
         blur = bottleneck.make_blur(features.shape[1:3], sigma)
         draw = np.random.default_rng(2)
         alpha = jnp.asarray(draw.normal(size=features.shape) * 3, jnp.float32)
-        noise = jnp.asarray(draw.normal(size=(3, 1, 5)), jnp.float32)
+        noise = jnp.asarray(draw.normal(size=(1, 3, 5)), jnp.float32)
         alpha = cells_first(alpha)
         value_and_grad = bottleneck._pooled_value_and_grad(
             head, *loop_arguments(features, labels, moments), blur, SHORT, SOFTMAX
