@@ -35,18 +35,21 @@ class TestSummaries:
         assert measures["max_box_acc"]["threshold"] in [k / 20 for k in range(20)]
 
     def test_masses_are_compared_over_the_whole_split(self):
-        """Not the mean of ratios; an L^p of no mass counts, an unknown box does not."""
+        """Not the mean of ratios; an L^p of no mass counts, an unknown box does not.
+
+        Nor does an image without a runner-up, whose every class is a label.
+        """
         values = {
-            "mass_c": np.float32([1, 3, 4, 2]),
-            "mass_p": np.float32([1, 1, 0, 8]),
-            "p_box_share": np.float32([0.5, 1.0, np.nan, np.nan]),
+            "mass_c": np.float32([1, 3, 4, 2, 6, 7]),
+            "mass_p": np.float32([1, 1, 0, 8, 0, np.nan]),
+            "p_box_share": np.float32([0.5, 1.0, 0.0, np.nan, np.nan, np.nan]),
         }
         summary = statistics.summarize(values, intervals=True)
         entry = summary["mass_ratio"]
-        assert (entry["mean"], entry["n"], entry["undefined"]) == (1.0, 4, 0)
-        assert entry["low"] < 1.0 < entry["high"]
+        assert (entry["mean"], entry["n"], entry["undefined"]) == (10 / 16, 5, 1)
+        assert entry["low"] < 10 / 16 < entry["high"]
         entry = summary["p_on_object"]
-        assert (entry["mean"], entry["n"], entry["undefined"]) == (1.5 / 8, 3, 1)
+        assert (entry["mean"], entry["n"], entry["undefined"]) == (1.5 / 8, 3, 3)
         none = statistics.summarize({k: v[:0] for k, v in values.items()})
         assert np.isnan(none["mass_ratio"]["mean"]) and none["mass_ratio"]["n"] == 0
 

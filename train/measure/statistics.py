@@ -72,9 +72,8 @@ def summarize(values: dict, *, keys=tuple(MEASURES), intervals: bool = False) ->
     summary = {key: _entry(values[key], intervals) for key in keys if key in values}
     for key, threshold in thresholds.items():
         summary[key]["threshold"] = threshold
-    if "p_box_share" in values:  # not defined for a map without mass
-        mass, share = values["mass_p"], values["p_box_share"]
-        values["mass_p_inside"] = np.where(mass > 0, mass * share, 0)
+    if "p_box_share" in values:  # NaN without a box or an L^p
+        values["mass_p_inside"] = values["mass_p"] * values["p_box_share"]
     for key, (statistic, names) in WHOLE.items():
         if key in keys and all(name in values for name in names):
             arrays = [values[name] for name in names]
