@@ -156,9 +156,9 @@ def explanation_map(
         fades to the mean colour (as torch-cam and pytorch-grad-cam have it), an
         unnormalised one to black.
       maps: [N, H, W].
-      normalization: how a map becomes m: "max" divides by its maximum, an all-zero
-        map stays 0; "min-max" also subtracts the minimum first, a constant map
-        becomes 0; "none" takes the map as it is.
+      normalization: how a map becomes m: "max" divides by its maximum, negative
+        values count as zero and an all-zero map stays 0; "min-max" subtracts the
+        minimum first instead, a constant map becomes 0; "none" takes the map as it is.
       baseline: broadcastable to images.
 
     Returns:
@@ -177,6 +177,8 @@ def explanation_map(
         )
     finite = is_finite(maps)
     maps = maps.astype(jnp.float32)
+    if normalization == "max":
+        maps = map_measures.positive(maps)
     if normalization == "min-max":
         maps = maps - jnp.min(maps, axis=(1, 2), keepdims=True)
     if normalization != "none":

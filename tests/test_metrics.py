@@ -146,6 +146,12 @@ class TestExplanationMap:
             got = metrics.explanation_map(self.IMAGE, maps, normalization=kind)
             np.testing.assert_allclose(got[0, 0, :, 0], wanted)
 
+    def test_negative_saliency_hides_the_pixel_and_does_not_invert_it(self):
+        maps = np.array([[[-3.0, 2.0]]])
+        got = metrics.explanation_map(self.IMAGE, maps)
+        np.testing.assert_allclose(got[0, 0, :, 0], [0.0, 20.0])
+        assert got.mean() == 20.0 * metrics.map_area(maps)[0]  # the same share
+
     def test_baseline_shows_where_the_map_is_zero(self):
         maps = np.array([[[1.0, 2.0]]])
         got = metrics.explanation_map(self.IMAGE, maps, baseline=4.0)
