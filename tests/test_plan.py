@@ -2,17 +2,33 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ibsgl_jax import attribution
-from train.measure import plan
+from tests import tiny_run
+from train.data import dataset, folders, given
+from train.measure import plan, splits
 from train.measure.parts import Parts, checksum
+from train.method.build import make_model
 
 FAST = plan.Speed(seconds=1e-4, compilation=1.0, batch=64)
 # EfficientNet-Lite0 at 224 pixels on two cores.
 SLOW = plan.Speed(seconds=0.012, compilation=9.0, batch=16)
 SIZES = plan.Sizes(images=500, phases=3, shown=2)
+
+
+class ByClass(list):
+    """A source of pictures, which stand class by class."""
+
+
+@pytest.fixture
+def by_class(monkeypatch):
+    """The class of such sources."""
+    monkeypatch.setattr(dataset, "BY_CLASS", (ByClass,))
+    return ByClass
 
 
 class TestChoose:
@@ -93,8 +109,47 @@ class TestParts:
         assert len(set(chosen)) == 20 and min(chosen) < 25 and max(chosen) > 75
         again = plan.drawn(source, 20)
         assert chosen == [again[i] for i in range(20)]
-        assert chosen == list(plan.places_of(100, 20))
+        assert chosen == list(part.places)
         assert plan.drawn(source, None) is source and plan.drawn(source, 100) is source
+
+    def test_the_first_pictures_of_a_folder_are_of_all_classes(self, by_class):
+        source = by_class(range(100))
+        options = plan.Options(num_perturbed=20, num_method_images=100, num_sanity=8)
+        parts = plan.parts_of(source, options)
+        found = {
+            name: [part[i] for i in range(len(part))] for name, part in parts.items()
+        }
+        for name in ("perturbed", "sensitivity", "sanity"):
+            assert min(found[name]) < 25 and max(found[name]) > 75
+            assert found[name] == found["measures"][: len(found[name])]
+        assert found["methods"] == found["measures"] == list(parts["measures"].places)
+        assert sorted(found["measures"]) == source
+        limited = dataset.first_examples(source, 20)
+        assert list(limited.places) == found["perturbed"]
+        assert list(plan.drawn(limited, 5).places) != found["perturbed"][:5]
+        assert set(plan.drawn(limited, 5).places) < set(found["perturbed"])
+
+    def test_which_sources_are_by_class(self):
+        for kind in (folders.PictureSource, given.GivenSource):
+            assert issubclass(kind, dataset.BY_CLASS)
+        assert dataset.mixed([1, 2]) == [1, 2]
+
+    def test_statistics_of_features_are_of_all_classes(self, by_class, monkeypatch):
+        config, seen = tiny_run.make_config("nowhere"), []
+        source = by_class(
+            {"image": np.full((48, 48, 3), i, np.uint8), "label": i // 25}
+            for i in range(100)
+        )
+        model = make_model(config, 10)
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 48, 48, 3)))
+
+        def update(_, stats, images, mask, **unused):
+            seen.extend(images[:, 0, 0, 0])
+            return stats
+
+        monkeypatch.setattr(splits, "_update_stats", update)
+        splits.data_set_stats(config, model, variables, source, num_examples=20)
+        assert len(set(seen)) == 32 and min(seen) < 25 and max(seen) > 75
 
 
 class TestKept:

@@ -21,11 +21,13 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging as absl_logging
 from tqdm import tqdm
 
 from train import command, devices, programs
 from train.arguments import Parser, at_least, some
+from train.data import dataset
 from train.errors import ConfigError, disk_errors
 from train.files import write_json, write_text
 from train.measure import controls, plan, splits, statistics
@@ -156,8 +158,9 @@ def evaluate_run(
         "seconds": time.perf_counter() - start,
     }
     results["notes"] = notes_of(results, [run, *compare], len(source))
-    if options.num_images is not None:
-        per_example["places"] = plan.places_of(len(source), options.num_images)
+    places = dataset.places(sources["measures"])
+    if not np.array_equal(places, np.arange(len(places))):
+        per_example["places"] = places
     return results, per_example | maps_values
 
 
@@ -357,7 +360,7 @@ def start(run, others, source, asked, *, full):
         phase: checksum(network.variables) for phase, network in networks.items()
     }
     about = {
-        "format": 2,
+        "format": 3,
         "asked": dataclasses.asdict(asked),
         "full": full,
         "images": len(source),

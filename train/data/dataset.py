@@ -17,6 +17,8 @@ LOGGER = logging.getLogger("train")
 # `config.data` of a run whose examples came from Python.
 GIVEN = "(given from Python)"
 SPLITS_FILE = "splits.csv"
+# Sources of pictures, which stand class by class, or as somebody gave them.
+BY_CLASS = (folders.PictureSource, given.GivenSource)
 # How many times as many pictures of one class as of another are worth a word.
 UNEQUAL = 4
 
@@ -228,6 +230,26 @@ class Examples:
             raise IndexError(f"no example {index}")
         return self._source[int(self._indices[index])]
 
+    @property
+    def places(self) -> np.ndarray:
+        """Of the examples in their split."""
+        return places(self._source)[np.asarray(self._indices, int)]
+
+
+def places(source) -> np.ndarray:
+    """The places of a source's examples in the split that it is a part of: int [N]."""
+    return getattr(source, "places", np.arange(len(source)))
+
+
+def mixed(source):
+    """The examples in an order whose first ones are of all classes, always the same.
+
+    Pictures stand class by class and are shuffled; a data set of tfds is as it is.
+    """
+    if not isinstance(source, BY_CLASS):
+        return source
+    return Examples(source, np.random.default_rng(0).permutation(len(source)))
+
 
 class FewMasks:
     """A source that keeps the masks of a share of its examples; others get zeros.
@@ -251,10 +273,10 @@ class FewMasks:
 
 
 def first_examples(source, number: int | None):
-    """The first examples of a source; all of it if number is None or more."""
+    """The first examples of ``mixed``; the source if number is None or no less."""
     if number is None or number >= len(source):
         return source
-    return Examples(source, range(number))
+    return Examples(mixed(source), range(number))
 
 
 def eval_batches(config, source, *, shard=None):

@@ -124,20 +124,14 @@ class Sizes(NamedTuple):
 
 
 def drawn(source, number: int | None):
-    """So many examples of a source, the same ones always; all of them if None.
+    """So many examples of a source, the same ones always; all, mixed, if None.
 
     A folder's pictures stand class by class: the first ones would say little.
     """
     if number is None or number >= len(source):
-        return source
-    return dataset.Examples(source, places_of(len(source), number))
-
-
-def places_of(size: int, number: int | None):
-    """The indices of ``drawn``."""
-    if number is None or number >= size:
-        return np.arange(size)
-    return np.random.default_rng(0).permutation(size)[:number]
+        return dataset.mixed(source)
+    chosen = np.random.default_rng(0).permutation(len(source))[:number]
+    return dataset.Examples(source, chosen)
 
 
 def parts_of(source, options: Options) -> dict:

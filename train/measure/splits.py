@@ -100,7 +100,8 @@ def data_set_moments(config, model, variables, source, **options):
 
 
 def data_set_stats(config, model, variables, source, *, num_examples=1024):
-    """FeatureStats of the first examples of a split, in evaluation mode."""
+    """FeatureStats of the first examples of a split, mixed, in evaluation mode."""
+    source = dataset.mixed(source)
     images = jnp.zeros((1, config.image_size, config.image_size, 3), jnp.float32)
     shape = jax.eval_shape(
         lambda x: model.apply(variables, x, method="features"), images
