@@ -122,6 +122,17 @@ class TestToMeasure:
         ]
 
 
+def test_of_a_measure_in_two_parts_the_one_of_more_images_is_shown():
+    def part(number, **means):
+        return {"limit": number, "num_images": number, "means": means}
+
+    few, many = part(8, deletion_mean=0.6, road=0.1), part(64, deletion_mean=0.5)
+    phase = {"deletion": many, "perturbed": few}
+    for found in (phase, dict(reversed(phase.items()))):
+        assert scores_file.means(found) == {"deletion_mean": 0.5, "road": 0.1}
+    assert scores_file.measured(phase)["deletion_mean"] == (0.5, 64)
+
+
 class TestSummarize:
     def test_by_hand(self):
         nan = np.nan

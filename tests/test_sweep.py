@@ -25,6 +25,7 @@ from train.measure.seeds import (
     mean_and_margin,
     summarize,
     summarize_methods,
+    unpaired,
 )
 from train.run import children
 from train.show import sweep_figure, sweep_tables
@@ -112,6 +113,23 @@ class TestTables:
                               "guided": r["phases"]["control"]["measures"]["means"]})
                 for seed, r in RECORDS.items()}  # fmt: skip
         assert "**" not in sweep_tables.table(summarize(same, control))
+
+    def test_only_the_same_images_are_compared(self):
+        records = copy.deepcopy(RECORDS)
+        for found in records.values():
+            found["phases"]["guided"]["measures"]["num_images"] = 4
+        summary = summarize(records, control)
+        assert summary["guided"]["control"] == "control"
+        assert "difference" not in summary["guided"]["measures"]["box_share"]
+        assert "**" not in sweep_tables.table(summary)
+        (line,) = unpaired(records, summary)
+        assert "box_share on 4 and 9" in line
+        assert unpaired(RECORDS, summarize(RECORDS, control)) == []
+        methods = {"hirescam": {"drop": 0.2}, "ib": {"drop": 0.4}}
+        found = record({"guided": {}}, {"guided": methods})
+        found["phases"]["guided"]["methods"]["ib"]["num_images"] = 4
+        entry = summarize_methods({0: found}, "guided")["guided"]["ib"]["drop"]
+        assert entry["mean"] == 0.4 and "ratio" not in entry
 
     def test_relative_differences(self):
         lines = sweep_tables.relative_table(summarize(RECORDS, control)).splitlines()

@@ -35,7 +35,7 @@ from train.errors import UserError
 from train.files import write_json
 from train.measure import scores_file
 from train.measure.catalogue import MEASURES
-from train.measure.seeds import read_scores, summarize, summarize_methods
+from train.measure.seeds import read_scores, summarize, summarize_methods, unpaired
 from train.run import children
 from train.show import sweep_figure, sweep_tables
 
@@ -214,6 +214,8 @@ def show(module, records, folder: Path, arguments):
         summary = summarize(records, lambda phase: None if phase == base else base)
     if arguments.phases:
         summary = {p: row for p, row in summary.items() if p in arguments.phases}
+    for line in unpaired(records, summary):
+        print(f"note: {line}", file=sys.stderr)
     fewer = [
         f"{phase} {row['seeds']}"
         for phase, row in summary.items()

@@ -107,7 +107,15 @@ def limits_of(arguments) -> dict:
 
 def means(scores: dict) -> dict:
     """The means of a phase's own map, of all its parts."""
-    means = {}
-    for part in ("measures", "deletion", "perturbed"):
-        means |= scores.get(part, {}).get("means", {})
-    return means
+    return {key: mean for key, (mean, _) in measured(scores).items()}
+
+
+def measured(scores: dict) -> dict:
+    """measure -> (its mean, of how many images): in two parts, the one of more."""
+    parts = ("measures", "deletion", "perturbed")
+    known = [scores[part] for part in parts if "means" in scores.get(part, {})]
+    return {
+        key: (mean, part["num_images"])
+        for part in sorted(known, key=lambda part: part["num_images"])
+        for key, mean in part["means"].items()
+    }

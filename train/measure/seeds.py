@@ -60,6 +60,8 @@ def compare(values, base=None) -> dict:
 def summarize(records: dict, controls) -> dict:
     """Per phase its control and, per measure, ``compare``'s entry.
 
+    What was measured on other images than the control's is not compared with it.
+
     Args:
       records: dict seed -> record.
       controls: function of a phase: the one it is compared with, or None.
@@ -85,12 +87,42 @@ def summarize(records: dict, controls) -> dict:
             "measures": {
                 key: compare(
                     _column(seeds, phase, key),
-                    _column(seeds, control, key) if control else None,
+                    _base(records, phase, control, key) if control else None,
                 )
                 for key in keys
             },
         }
     return summary
+
+
+def _base(records, phase, control, key):
+    """The control's values, None where they are of other images than the phase's."""
+    for record in records.values():
+        (_, number), (value, other) = _pair(record, phase, control, key)
+        yield value if number == other else None
+
+
+def _pair(record, phase, control, key):
+    """(mean, images) of both, None where it is not measured."""
+    for name in (phase, control):
+        scores = record["phases"].get(name, {})
+        yield scores_file.measured(scores).get(key, (None, None))
+
+
+def unpaired(records: dict, summary: dict) -> list[str]:
+    """A line for each phase that ``summarize`` could not compare in everything."""
+    lines = {}
+    for record in records.values():
+        for phase, row in summary.items():
+            control = row["control"]
+            for key in row["measures"] if control else ():
+                (_, number), (_, other) = _pair(record, phase, control, key)
+                if None not in (number, other) and number != other:
+                    lines[phase] = (
+                        f"{phase} and {control} were measured on different images and "
+                        f"are not compared there: {key} on {number} and {other}"
+                    )
+    return list(lines.values())
 
 
 def _column(seeds, phase, key):
@@ -116,15 +148,21 @@ def summarize_methods(records: dict, ours: str) -> dict:
     def column(phase, method, key):
         for record in records.values():
             methods = record["phases"].get(phase, {}).get("methods", {})
-            yield methods.get(method, {}).get("means", {}).get(key)
+            entry = methods.get(method, {})
+            yield entry.get("means", {}).get(key), entry.get("num_images")
 
     for phase, methods in summary.items():
         for method, row in methods.items():
             for key in METHOD_COLUMNS:
-                values = list(column(phase, method, key))
+                found = list(column(phase, method, key))
+                values = [value for value, _ in found]
                 if any(value is not None for value in values):
-                    pairs = zip(column(ours, "hirescam", key), values, strict=True)
-                    ratios = [a / b for a, b in pairs if a is not None and b]
+                    pairs = zip(column(ours, "hirescam", key), found, strict=True)
+                    ratios = [
+                        a / b
+                        for (a, number), (b, other) in pairs
+                        if a is not None and b and number == other
+                    ]
                     row[key] = compare(values)
                     if ratios:
                         ratio = mean_and_margin(ratios)
