@@ -1,12 +1,14 @@
 """The scores of a run's phases: equal to the split's means, and measured once."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from tests import tiny_run
 from train import scores
+from train.errors import UserError
 from train.measure import scores_file, splits, statistics, temperature
 from train.run import saved_run
 
@@ -166,6 +168,28 @@ class TestMain:
         assert "| plain |" in capsys.readouterr().out
         found = json.loads((workdir / "scores_validation.json").read_text())
         assert found["phases"]["plain"]["measures"]["num_images"] == 3
+
+    def test_a_phase_without_its_checkpoint_is_left_out(
+        self, workdir, record, tmp_path
+    ):
+        other = shutil.copytree(workdir, tmp_path / "other")
+        finish(other, "guided")
+        shutil.rmtree(other / "checkpoints" / "guided")
+        (other / "scores_test.json").unlink(missing_ok=True)
+        found, notes = scores.measure_run(
+            other, "test", phases=None, limits={"measures": 3}, progress=False
+        )
+        assert list(found["phases"]) == ["plain"]
+        assert notes == ["phase guided has no checkpoint yet and is left out"]
+
+    @pytest.mark.parametrize(
+        "text", ['{"phases": {"plain"', "[]", '{"phases": {"a": {"measures": {}}}}']
+    )
+    def test_damaged_scores_are_one_line(self, text, tmp_path):
+        path = scores_file.path(tmp_path, "test")
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"{path} is damaged; delete it"):
+            scores_file.read(tmp_path, "test")
 
     def test_mistakes_are_one_line(self, workdir, tmp_path, capsys):
         for arguments, words in (

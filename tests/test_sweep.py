@@ -58,6 +58,16 @@ def control(phase):
     return None if phase == "control" else "control"
 
 
+def refused(config, folder, capsys, *arguments):
+    """The line of a command that prints what is there and is refused."""
+    assert (
+        sweep.main([str(config), "--folder", str(folder), "--table", *arguments]) == 2
+    )
+    out, error = capsys.readouterr()
+    assert not out and error.count("\n") == 1
+    return error
+
+
 class TestMeanAndMargin:
     @pytest.mark.parametrize("n", [2, 3, 5, 12])
     def test_is_the_t_interval(self, n):
@@ -174,6 +184,21 @@ class TestTables:
         assert sweep_figure._colour(guided, "lower") == sweep_figure.COLOURS[False]
         alone = summary["control"]["measures"]["box_share"]
         assert sweep_figure._colour(alone, "higher") == sweep_figure.UNSURE
+
+
+def test_what_is_not_measured_is_told(config, tmp_path, capsys):
+    for seed, found in RECORDS.items():
+        (tmp_path / f"seed_{seed}").mkdir()
+        path = scores_file.path(tmp_path / f"seed_{seed}", "validation")
+        path.write_text(json.dumps(found))
+    for flag in ("--phases", "--against"):
+        line = refused(config, tmp_path, capsys, flag, "nope")
+        assert f"{flag} nope: not measured on validation; what is: control" in line
+    figure = ["--figure", str(tmp_path / "x.png")]
+    line = refused(config, tmp_path, capsys, "--columns", "iou", *figure)
+    assert "--columns iou: not measured on validation; what is: box_share" in line
+    path.write_text("{")
+    assert "is damaged; delete it" in refused(config, tmp_path, capsys)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny_run
 from train import teachers
+from train.errors import UserError
 from train.measure import splits
 from train.run import saved_run
 
@@ -79,6 +80,13 @@ class TestCommand:
         monkeypatch.setattr(teachers, "measure", None)
         assert teachers.main(arguments) == 0
         assert capsys.readouterr().out == out
+
+
+@pytest.mark.parametrize("text", ['{"a": ', "[1]", '{"a": 1}'])
+def test_damaged_results_are_one_line(text, tmp_path):
+    (tmp_path / "teachers_test.json").write_text(text)
+    with pytest.raises(UserError, match="is damaged .*; delete it"):
+        teachers.read(tmp_path, "test")
 
 
 def test_table_has_means_and_margins():

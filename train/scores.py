@@ -59,6 +59,8 @@ def measure_run(workdir, split: str, *, phases, limits, methods=(), progress=Tru
         return record, notes
     run = saved_run.Run(workdir, phases={phase for phase, _, _ in tasks})
     devices.check_devices(run.config)
+    notes += run.notes
+    tasks = [task for task in tasks if task[0] in run.states]
     source = saved_run.open_split(run, split)
     record = {
         "run": run.name,

@@ -200,6 +200,23 @@ def main(argv=None) -> int:
     return 1 if failed else 0
 
 
+def check_measured(arguments, summary):
+    """UserError for a phase or columns that no seed has on the split."""
+    base = [arguments.against] if arguments.against else []
+    for flag, names in (("phases", arguments.phases or ()), ("against", base)):
+        if names and not set(names).intersection(summary):
+            raise UserError(
+                f"--{flag} {' '.join(names)}: not measured on {arguments.split}; what "
+                f"is: {', '.join(summary)}"
+            )
+    known = [k for k in MEASURES if any(k in r["measures"] for r in summary.values())]
+    if arguments.columns and not set(known).intersection(arguments.columns):
+        raise UserError(
+            f"--columns {' '.join(arguments.columns)}: not measured on "
+            f"{arguments.split}; what is: {', '.join(known)}"
+        )
+
+
 def show(module, records, folder: Path, arguments):
     """Write the summary, against the controls, and the figure, print the tables."""
     summary = summarize(records, controls_of(module))
@@ -210,6 +227,7 @@ def show(module, records, folder: Path, arguments):
         {"split": split, "seeds": seeds, "phases": summary, "methods": methods},
     )
     base = arguments.against
+    check_measured(arguments, summary)
     if base:
         summary = summarize(records, lambda phase: None if phase == base else base)
     if arguments.phases:

@@ -264,11 +264,15 @@ def read(workdir: Path, split: str) -> dict:
     """What is measured already, by title."""
     path = workdir / f"teachers_{split}.json"
     try:
-        return json.loads(path.read_text())
+        known = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); delete it") from None
+    entries = known.values() if isinstance(known, dict) else [None]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{path} is damaged (no dict of dicts); delete it")
+    return known
 
 
 @command.run
@@ -286,6 +290,8 @@ def main(argv=None) -> int:
     runs = [saved_run.Run(workdir, phases=(args.phase,)) for workdir in args.workdir]
     check(runs, args)
     for run in runs:
+        for note in run.notes:
+            print(f"note: {run.workdir}: {note}", file=sys.stderr)
         known = read(run.workdir, args.split)
         source = saved_run.open_split(run, args.split, args.limit)
         for teacher in teachers:

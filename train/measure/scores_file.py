@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from ibsgl_jax import attribution
+from train.errors import UserError
 
 # The parts of a phase's scores, each with its own number of images, and what one batch
 # of them costs in batches of the first.
@@ -23,11 +24,33 @@ def read(workdir, split: str) -> dict:
     method -> part}; a part is {limit, num_images, means, undefined}: how many
     images were asked for (None: all), how many there were, the mean of each measure
     over the images where it is defined, and on how many it is not.
+
+    Raises:
+      UserError: the file is damaged.
     """
+    file = path(workdir, split)
     try:
-        return json.loads(path(workdir, split).read_text())
+        record = json.loads(file.read_text())
     except FileNotFoundError:
         return {"phases": {}}
+    except (ValueError, RecursionError):
+        record = None
+    if not _is_whole(record):
+        raise UserError(f"{file} is damaged; delete it, to measure again")
+    return record
+
+
+def _is_whole(record) -> bool:
+    """Whether it is what ``read`` says."""
+    try:
+        return all(
+            {"limit", "num_images"} <= entry.keys() and isinstance(entry["means"], dict)
+            for scores in record["phases"].values()
+            for part, entries in scores.items()
+            for entry in (entries.values() if part == "methods" else [entries])
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False
 
 
 def finished_phases(workdir, phases) -> tuple:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from train.errors import UserError
 from train.measure import scores_file
 from train.measure.catalogue import MEASURES
 
@@ -35,12 +36,17 @@ def write_dots(summary: dict, records: dict, path: Path, panels=PANELS) -> Path:
       records: dict seed -> record, as from ``scores_file.read``.
       path: PNG to write.
       panels: measures; those that nobody measured are left out.
+
+    Raises:
+      UserError: nobody measured one of them.
     """
     from matplotlib.figure import Figure
 
     panels = [
         key for key in panels if any(key in r["measures"] for r in summary.values())
     ]
+    if not panels:
+        raise UserError(f"{path}: none of its panels is measured; name --columns")
     phases = _grouped(summary)
     heights = np.cumsum([1.0 + 0.6 * starts for _, starts in phases])
     figure = Figure(
