@@ -5,7 +5,6 @@ or ("runner_up") of the strongest wrong one on the scale of the true one's, and 
 network says. The runs must be of one data set.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibsgl_jax import feature_stats, models, trained
-from train.errors import UserError
+from train import command
+from train.arguments import Parser, at_least
 from train.measure.batch import method_maps
 from train.method import answers
 from train.method.step import normalize_images
@@ -52,26 +52,36 @@ def explain(network, batch, methods):
     return jax.device_get(explain_fn(network.variables, {**batch, "place": places}))
 
 
+@command.run
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(
+        prog="python -m benchmarks.beside", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("networks", nargs="+", metavar="RUN/PHASE")
     parser.add_argument("--names", nargs="+", help="of the networks, in the picture")
-    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--images", type=at_least(1), default=4)
     parser.add_argument(
         "--methods", nargs="+", choices=list(METHODS), default=["hirescam", "ib"]
     )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    seen = []
+    names = args.names or args.networks
+    if len(names) != len(args.networks):
+        parser.error(f"{len(names)} --names of {len(args.networks)} networks")
+    if not (args.out.suffix == ".png" and args.out.parent.is_dir()):
+        parser.error(f"--out {args.out}: give FILE.png in a folder that is there")
+    first, seen = None, []
     for path in map(Path, args.networks):
-        try:
-            run = saved_run.Run(path.parent, phases=[path.name])
-        except UserError as error:
-            parser.error(str(error))
+        run = saved_run.Run(path.parent, phases=[path.name])
         batch = figures.first_images(run.config, run.data.test, args.images)
-        network = trained.load(path.parent / "models" / f"{path.name}.npz")
-        seen.append(explain(network, batch, args.methods))
-    figure = draw(batch, seen, args.names or args.networks, args.methods)
+        first = first or batch
+        if not all(np.array_equal(batch[k], first[k]) for k in ("image", "label")):
+            parser.error(f"{path} has other test images than {args.networks[0]}")
+        file = path.parent / "models" / f"{path.name}.npz"
+        if not file.is_file():
+            parser.error(f"no file {file}: the phase is not trained to its end")
+        seen.append(explain(trained.load(file), batch, args.methods))
+    figure = draw(first, seen, names, args.methods)
     print(figures.save(figure, args.out))
     return 0
 

@@ -109,6 +109,20 @@ def test_of_a_run(photo_digits_dir, tmp_path, capsys):
         assert beside.main([*networks, "--images", "2", "--out", str(out), *more]) == 0
         with Image.open(out) as picture:
             assert picture.size[0] > 5 * 100
+    other = tiny_run.make_config(photo_digits_dir, phases=("plain",))
+    other.test_split = "validation"
+    tiny_run.save_untrained(other, tmp_path / "other")
+    capsys.readouterr()
+    for options, more, words in (
+        (["--names", "one", "--images", "2"], [], "1 --names of 2 networks"),
+        (["--images", "0"], [], "--images: 0 is not in"),
+        (["--out", str(tmp_path / "no" / "x.png")], [], "in a folder that is there"),
+        ([], [str(tmp_path / "other" / "plain")], "has other test images than"),
+        ([], [str(run / "guided")], "no phase 'guided'"),
+    ):
+        assert beside.main(["--out", str(out), *options, *networks, *more]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("error:") == 1
 
 
 def test_folder(tmp_path, monkeypatch, capsys):

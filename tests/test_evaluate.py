@@ -227,6 +227,13 @@ class TestBadInput:
         assert results["phases"]["plain"] == results["phases"]["other/plain"]
         assert "other/plain" in (tmp_path / "one" / "report.html").read_text()
         assert not (tmp_path / "one" / "evaluation.parts").exists()
+        assert not any("other data" in note for note in results["notes"])
+        other = saved_run.Run(tmp_path / "other")
+        other.config.dataset = "photo_digits/other"
+        (note,) = evaluate.notes_of(
+            results, [saved_run.Run(tmp_path / "one"), other], results["num_images"]
+        )[:1]
+        assert note.startswith("other learned from other data than one: ")
         # A second look at the same run: its own name is taken.
         double = [*arguments, "--compare", *[str(tmp_path / "other")] * 3]
         assert evaluate.main(double) == 2
@@ -238,9 +245,12 @@ class TestBadInput:
             name="other",
             workdir="runs/other",
             config=SimpleNamespace(image_size=48, batch_size=4),
-            data=SimpleNamespace(num_classes=3),
+            data=SimpleNamespace(num_classes=3, class_names=None),
         )
         with pytest.raises(ConfigError, match="has 3 classes and .* 10 classes"):
+            evaluate.comparable([other], run)
+        other.data = SimpleNamespace(num_classes=10, class_names=list("0123465789"))
+        with pytest.raises(ConfigError, match="class 5 is 6 in runs/other and 5 in"):
             evaluate.comparable([other], run)
         other.config.image_size = 64
         with pytest.raises(ConfigError, match="images of 64 pixels and .* 48 pixels"):

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,6 +212,13 @@ class TestCharts:
         # plain ends at step 8, guided's last is 8 + 8: a tick at 15 must be there.
         first = charts.training_charts(evaluated[0])["charts"][0]
         assert "15" in [text for _, text in first["columns"]]
+
+    def test_a_half_written_line_of_the_log_is_passed_over(self, evaluated, tmp_path):
+        run = evaluated[0]
+        text = (run.workdir / "metrics.jsonl").read_text()
+        (tmp_path / "metrics.jsonl").write_text(text + '{"phase": "guided", "st')
+        other = SimpleNamespace(workdir=tmp_path, config=run.config)
+        assert charts.training_charts(other) == charts.training_charts(run)
 
 
 def parsed(command):

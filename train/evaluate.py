@@ -28,6 +28,7 @@ from tqdm import tqdm
 from train import command, devices, programs
 from train.arguments import Parser, at_least, some
 from train.data import dataset
+from train.data.faults import shown
 from train.errors import ConfigError, disk_errors
 from train.files import write_json, write_text
 from train.measure import controls, plan, splits, statistics
@@ -230,6 +231,12 @@ def make_moments_of(run, models, options):
 def notes_of(results, runs, num_split: int) -> list[str]:
     """What a reader must know about the numbers, one line each."""
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    notes += [
+        f"{other.name} learned from other data than {runs[0].name}: what is measured "
+        "here may be among it"
+        for other in runs[1:]
+        if dataset.which(other.config) != dataset.which(runs[0].config)
+    ]
     split = results["split"]
     if results["num_images"] < num_split:
         notes.append(
@@ -364,7 +371,7 @@ def start(run, others, source, asked, *, full):
         "asked": dataclasses.asdict(asked),
         "full": full,
         "images": len(source),
-        "data": [run.config.dataset, run.config.dataset_options.to_dict()],
+        "data": [dataset.which(r.config) for r in (run, *others)],
         "weights": weights,
         "devices": jax.device_count(),
         "jax": jax.__version__,
@@ -403,7 +410,7 @@ def comparable(others, run):
     """Further runs that can be measured on the data of the first, with names apart.
 
     Raises:
-      ConfigError: images of another size, or other classes.
+      ConfigError: another link, images of another size, or other classes.
     """
     taken = {run.name}
     for other in others:
@@ -417,6 +424,13 @@ def comparable(others, run):
                     f"{other.workdir} has {field.replace('N', str(theirs))} and "
                     f"{run.workdir} {field.replace('N', str(ours))}: they cannot be "
                     "compared"
+                )
+        names = other.data.class_names or (), run.data.class_names or ()
+        for number, (theirs, ours) in enumerate(zip(*names, strict=False)):
+            if theirs != ours:
+                raise ConfigError(
+                    f"class {number} is {shown(theirs)} in {other.workdir} and "
+                    f"{shown(ours)} in {run.workdir}: they cannot be compared"
                 )
         if other.config.batch_size != run.config.batch_size:
             other.config.batch_size = run.config.batch_size

@@ -41,6 +41,12 @@ class Data(NamedTuple):
     pictures: folders.Pictures | None = None
 
 
+def which(config) -> list:
+    """Where the data of a configuration are from."""
+    options = config.dataset_options.to_dict()
+    return [config.get("data", ""), config.dataset, options]
+
+
 def load_data(config, workdir=None, *, examples=None, look_only=False) -> Data | None:
     """The data that a configuration names.
 

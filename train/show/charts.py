@@ -4,6 +4,7 @@ Not matplotlib's SVG: the page's own follows its colours from light to dark and 
 tenth of the bytes. The round numbers at the axes are matplotlib's.
 """
 
+import contextlib
 import json
 import math
 
@@ -31,7 +32,7 @@ def training_charts(run) -> dict:
     path = run.workdir / "metrics.jsonl"
     if not path.exists():
         return {"legend": [], "charts": []}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = list(_whole_lines(path.read_text(errors="replace")))
     last = {}
     for line in lines:
         last[line["phase"]] = max(last.get(line["phase"], 0), line["step"])
@@ -64,6 +65,13 @@ def training_charts(run) -> dict:
         if series:
             charts.append(chart(title, "step", series))
     return {"legend": _legend(phases), "charts": charts}
+
+
+def _whole_lines(text):
+    """What the log says; a line that a killed run left half written says nothing."""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def perturbation_charts(results) -> dict:
