@@ -182,6 +182,9 @@ class TestGallery:
         for strength, expected in ((1.0, 1.0), (50.0, 1.0), (1e-3, 1e-3)):
             figures.show_heat(axis, 1e-6 * heat, 1e-6 * heat, strength=strength)
             np.testing.assert_allclose(axis.images[-1].get_array().max(), expected)
+        for bad in (np.nan * heat, np.inf + heat):
+            figures.show_heat(axis, bad, bad, strength=bad.sum())
+            assert axis.images[-1].get_array().max() == 0.0
 
 
 class TestTemplate:

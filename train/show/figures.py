@@ -321,8 +321,13 @@ def show_image(axis, batch, row, *, title):
 def show_heat(axis, heat, scale, *, strength=1.0):
     """The map over the image, divided by the maximum of the map ``scale``.
 
-    Below a strength of 1 it is as much fainter: a map of next to nothing is no colour.
+    Below a strength of 1 it is as much fainter: a map of next to nothing is no colour,
+    nor is one that is not finite.
     """
+    heat, scale, strength = (
+        np.nan_to_num(values, posinf=0.0, neginf=0.0)
+        for values in (heat, scale, strength)
+    )
     peak = scale.max()
     heat = np.clip(heat / peak if peak > 0 else heat, 0, 1) * np.clip(strength, 0, 1)
     axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.25 + 0.6 * heat)
