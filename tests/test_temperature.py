@@ -36,6 +36,16 @@ class TestFit:
         found = temperature.fit(logits, np.arange(40) % 4)
         np.testing.assert_allclose(found, temperature.LOWEST, rtol=0.05)
 
+    def test_logits_that_are_not_finite_are_left_out(self):
+        logits = np.random.default_rng(1).normal(0, 2, (200, 5))
+        labels = drawn_labels(logits)
+        bad = np.concatenate([np.full((1, 5), np.nan), logits])
+        found = temperature.fit(bad, np.concatenate([[0], labels]))
+        np.testing.assert_allclose(found, temperature.fit(logits, labels))
+        assert np.isnan(temperature.fit(bad[:1], labels[:1]))
+        values = temperature.scaled_values(bad[:1], labels[:1], float("nan"))
+        assert all(np.isnan(value).all() for value in values.values())
+
 
 class TestScaledValues:
     def test_at_one_they_are_those_of_the_logits(self):

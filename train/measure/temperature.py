@@ -50,10 +50,15 @@ def _logits(variables, batch, *, model, image_stats):
 def fit(logits, labels) -> float:
     """The temperature in [LOWEST, HIGHEST] of the smallest mean NLL.
 
-    The NLL is convex in the inverse of the temperature, so the search finds it.
+    The NLL is convex in the inverse of the temperature, so the search finds it. Images
+    whose logits are not finite are left out; NaN if there is no other.
     """
     from scipy.optimize import minimize_scalar
 
+    known = np.isfinite(logits).all(axis=1)
+    if not known.any():
+        return float("nan")
+    logits, labels = logits[known], labels[known]
     found = minimize_scalar(
         lambda inverse: nll(logits, labels, 1.0 / inverse).mean(),
         bounds=(1.0 / HIGHEST, 1.0 / LOWEST),
