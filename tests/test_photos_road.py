@@ -18,7 +18,7 @@ from ibsgl_jax.app import cli
 from tests import pictures, tiny_run
 from train.data import dataset
 from train.errors import ConfigError, DatasetError, UserError
-from train.run import choose, loop, saved_run, start
+from train.run import choose, loop, results, saved_run, start
 
 PHASES = ("head", "plain", "control", "guided")
 
@@ -142,6 +142,24 @@ class TestRoad:
             results["phases"]["plain"]["accuracy"]
         )
         assert found["chance"] == 0.5
+
+    def test_the_first_picture_rows_are_of_both_classes(
+        self, road, tmp_path, monkeypatch
+    ):
+        config = saved_run.load_config(road[1])
+        config.picture_phases = ("plain", "guided")
+        data = dataset.load_data(config, road[1])
+        data = data._replace(test=data.train)  # 28, one class after the other
+        model, _ = make_model_and_tx(config)
+        states = {"plain": road[2]["plain"][0]}
+        drawn = []
+
+        def keep_labels(config, model, states, data, workdir, *, phases):
+            drawn.extend(int(data.test[i]["label"]) for i in range(4))
+
+        monkeypatch.setattr(results.figures, "write_before_after", keep_labels)
+        results.evaluate_phases(config, model, states, data, tmp_path)
+        assert set(drawn) == {0, 1}
 
     def test_a_resumed_run_takes_what_it_chose(self, road):
         before = (road[1] / "config.json").read_bytes()

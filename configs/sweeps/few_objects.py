@@ -27,4 +27,5 @@ def get_config(per_class: int = 20):
         config[name].num_epochs = steps / (num_train // config.batch_size)
     config.save_epochs = config.control.num_epochs
     variants.add(config, "oracle", teacher="mask", teacher_power=1.0)
+    variants.add(config, "bottleneck_20", **default.BOTTLENECK)
     return config

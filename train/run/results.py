@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from train.data import dataset
 from train.files import write_json
 from train.measure import splits, statistics
 from train.show import figures, sanity, sanity_several, tables
@@ -48,8 +49,10 @@ def evaluate_phases(config, model, states, data, workdir) -> dict:
         print("", judge.text(checks, names), sep="\n", flush=True)
         if config.picture_phases:
             phases = figures.picture_phases(config, states)
+            # Not the first pictures of a folder, which are of one class.
+            shown = data._replace(test=dataset.mixed(data.test))
             figures.write_before_after(
-                config, model, states, data, workdir, phases=phases
+                config, model, states, shown, workdir, phases=phases
             )
     return results
 
