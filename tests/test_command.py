@@ -83,6 +83,28 @@ class TestRun:
     def test_a_reader_that_has_gone_is_not_told(self):
         assert run("print(100_000 * 'long')") == (141, "")
 
+    def test_a_system_without_utf_8_gets_escapes_and_whole_files(self, tmp_path):
+        program = f"""
+            import pathlib
+            from train import command, files
+
+            @command.run
+            def main():
+                print(chr(0x43a))
+                files.write_text(pathlib.Path({str(tmp_path / "a.md")!r}), chr(0x2191))
+
+            main()
+        """
+        plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+        process = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.getcwd(), **plain},
+        )
+        assert (process.stdout, process.stderr) == ("\\u043a\n", "")
+        assert (tmp_path / "a.md").read_text(encoding="utf-8") == "\u2191"
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_callers_may_catch_value_errors(kind):

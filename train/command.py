@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ibsgl_jax.app.interrupt import interrupts_kept, raise_on_interrupt
-from ibsgl_jax.app.terminal import shown
+from ibsgl_jax.app.terminal import escape_unencodable, shown
 from train.errors import UserError
 
 MAX_LENGTH = 2000  # of a line
@@ -29,6 +29,7 @@ def run(main):
 
     @functools.wraps(main)
     def run_main(*args, **kwargs) -> int:
+        escape_unencodable()
         try:
             raise_on_interrupt()
             with interrupts_kept():

@@ -351,7 +351,7 @@ def main(argv=None) -> int:
         part = plan.parts_of(source, options)["measures"]
         page = report.write_report(run, part, results, per_example)
         kept.clear()
-        print((run.workdir / "evaluation.md").read_text())
+        print((run.workdir / "evaluation.md").read_text(encoding="utf-8"))
         print(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -16,9 +16,9 @@ def cache_folder(name: str) -> Path:
 
 
 def write_text(path: Path, text: str):
-    """Write a whole file or nothing of it."""
+    """Write a whole file or nothing of it, as UTF-8 whatever the system's encoding."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 

@@ -51,6 +51,13 @@ def shown(text) -> str:
     )
 
 
+def escape_unencodable():
+    """What the terminal's encoding has no letter for is printed as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(command: Callable[[], int]) -> int:
     """Runs a command; every end of it is a fixed exit status.
 
@@ -60,9 +67,7 @@ def run(command: Callable[[], int]) -> int:
       any more (nothing is said), and 1 after anything else, which is a bug of ours: its
       traceback, and a line that asks for a report.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    escape_unencodable()
     try:
         raise_on_interrupt()
         with _notices(), _terminable(), interrupts_kept():
