@@ -199,6 +199,7 @@ def guide(
     config = config or GuidanceConfig()
     saliency.check_features(features)
     chex.assert_rank(labels, 1)
+    labels = labels.astype(jnp.int32)
     present = _present(labels, positives, config)
     features = jax.lax.stop_gradient(features.astype(jnp.float32))
     given, (head_fn, features, layout) = features, tokens.as_map(head_fn, features)
@@ -351,7 +352,7 @@ def is_right(
 ) -> chex.Array:
     """Whether the prediction is the label [N]; with a sigmoid, whether it says yes."""
     if config.link == "softmax":
-        return jnp.argmax(logits, axis=-1) == labels
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels.astype(jnp.int32)
     return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0] > 0
 
 
@@ -415,16 +416,15 @@ def _gate(logits, labels, present, config):
         gate = is_right(logits, labels, config).astype(jnp.float32)
     if present.ndim == 1:
         return gate
-    return gate * jnp.any(present == 0, axis=1).astype(jnp.float32)
+    return gate * jnp.any(~present.astype(bool), axis=1).astype(jnp.float32)
 
 
 def _descend(features, gradient, num_examples, config):
     if config.move == "active":
         gradient = jnp.where(features > 0, gradient, 0.0)
     if config.step == "plain":
-        if num_examples is None:
-            num_examples = features.shape[0]
-        target = features - config.step_size / num_examples * gradient
+        size = features.shape[0] if num_examples is None else num_examples
+        target = features - config.step_size / size * gradient
     else:
         norm = _norm(gradient)
         # The loss does not depend on the scale of A, so this product has no unit;

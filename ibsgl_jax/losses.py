@@ -84,7 +84,7 @@ def saliency_suppression(
     shared = jnp.minimum(saliency_c, saliency_p)
     if mask is not None:
         chex.assert_equal_shape([shared, mask])
-        shared = shared * mask
+        shared = shared * mask.astype(jnp.float32)
     return _ratio(
         jnp.sum(shared, axis=(1, 2)), jnp.sum(saliency_c + saliency_p, axis=(1, 2))
     )

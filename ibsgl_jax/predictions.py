@@ -94,9 +94,9 @@ def accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
     chex.assert_rank([logits, labels], [2, {1, 2}])
     if labels.ndim == 2:
         chex.assert_equal_shape([logits, labels])
-        right = jnp.all((logits > 0) == (labels > 0), axis=1)
+        right = jnp.all((logits > 0) == map_measures.is_positive(labels), axis=1)
     else:
-        right = jnp.argmax(logits, axis=1) == labels
+        right = jnp.argmax(logits, axis=1).astype(jnp.int32) == labels.astype(jnp.int32)
     return (right & ~jnp.isnan(logits).any(axis=1)).astype(jnp.float32)
 
 
@@ -108,7 +108,8 @@ def label_accuracy(logits: chex.Array, labels: chex.Array) -> chex.Array:
       labels: [N, C] in {0, 1}.
     """
     chex.assert_equal_shape([logits, labels])
-    return jnp.mean(((logits > 0) == (labels > 0)).astype(jnp.float32), axis=1)
+    right = (logits > 0) == map_measures.is_positive(labels)
+    return jnp.mean(right.astype(jnp.float32), axis=1)
 
 
 def calibration_bins(

@@ -238,6 +238,24 @@ class TestGuide:
         result = guide_few(jax.random.key(0), head, scale * features, labels, moments)
         assert_finite(result)
 
+    @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint32])
+    def test_labels_of_any_integers_and_positives_of_bools(self, dtype):
+        head, features, labels, teacher = small_case()
+        expected = guide_to(head, features, labels, teacher)
+        got = guide_to(head, features, labels.astype(dtype), teacher)
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        config = GuidanceConfig(link="sigmoid")
+        pair = [
+            guidance.guide(
+                *(None, head, features, labels.astype(dtype), None),
+                config=config,
+                teacher=teacher,
+                positives=jax.nn.one_hot(labels, 3, dtype=kind),
+            )
+            for kind in (bool, jnp.float32)
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *pair)
+
     def test_bfloat16_features(self):
         head, features, labels, teacher = small_case()
         low = features.astype(jnp.bfloat16)

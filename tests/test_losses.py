@@ -188,6 +188,12 @@ class TestSaliencySuppression:
         np.testing.assert_allclose(by_c, [[[lower, upper]]], rtol=1e-5)
         np.testing.assert_allclose(by_p, [[[upper, lower]]], rtol=1e-5)
 
+    @pytest.mark.parametrize("dtype", [bool, jnp.bfloat16])
+    def test_mask_of_another_dtype(self, dtype):
+        maps = jnp.ones((2, 1, 2, 2), jnp.bfloat16)
+        mask = jnp.array([[[1, 0], [0, 0]]], dtype)
+        assert losses.saliency_suppression(*maps, mask).tolist() == [1 / 8]
+
     def test_mask_of_another_shape_is_refused(self):
         c, p = draw_maps()
         with pytest.raises(AssertionError):

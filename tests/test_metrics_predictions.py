@@ -41,6 +41,16 @@ class TestPredictions:
         accuracy = metrics.accuracy(self.LOGITS, self.LABELS)
         np.testing.assert_array_equal(accuracy, [1, 0, 0])
 
+    @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int8, jnp.uint32])
+    def test_labels_of_any_integers_and_of_bools(self, dtype):
+        logits, labels = jnp.eye(3)[jnp.array([0, 2])] - 0.5, jnp.array([0, 1], dtype)
+        assert metrics.accuracy(logits, labels).tolist() == [1, 0]
+        assert metrics.calibration_bins(logits, labels).correct.sum() == 1
+        there = jax.nn.one_hot(labels, 3, dtype=bool)
+        assert metrics.accuracy(logits, there).tolist() == [1, 0]
+        got = metrics.label_accuracy(logits, there)
+        assert got.tolist() == pytest.approx([1, 1 / 3])
+
     def test_nan_row_is_wrong(self):
         logits = np.array([[np.nan, 0.0]])
         np.testing.assert_array_equal(metrics.accuracy(logits, np.array([0])), 0)
