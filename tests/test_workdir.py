@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs import default
@@ -13,7 +14,7 @@ from tests import tiny_run
 from train.errors import ConfigError
 from train.files import flatten, write_json, write_text
 from train.run.log import PhaseLog
-from train.run.workdir import claim
+from train.run.workdir import check_workdir, claim
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +48,13 @@ class TestClaim:
             claim(tmp_path, config),
         ):
             pass
+
+    def test_of_several_processes_the_first_may_hold_it(self, tmp_path, monkeypatch):
+        with claim(tmp_path, default.get_config()):
+            with pytest.raises(ConfigError, match="another run is writing"):
+                check_workdir(tmp_path, default.get_config())
+            monkeypatch.setattr(jax, "process_count", lambda: 2)
+            check_workdir(tmp_path, default.get_config())
 
     def test_another_config_is_refused_with_the_fields(self, tmp_path):
         config = default.get_config()

@@ -42,7 +42,8 @@ def check_workdir(workdir, config):
         raise ConfigError(f"cannot write to workdir {workdir}: {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to workdir {workdir}: Permission denied")
-    if (workdir / ".lock").exists():
+    # Of several processes the first one may hold it already, and tells if it cannot.
+    if jax.process_count() == 1 and (workdir / ".lock").exists():
         with _locked(workdir):
             pass
     if (workdir / "config.json").exists():
