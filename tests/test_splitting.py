@@ -136,10 +136,21 @@ class TestCopies:
             "cat/original.png and cat/same.png"
         )
         assert (
-            near.startswith("near-identical pictures, each kept with its like (3)")
+            near.startswith("near-identical pictures, each kept with its like (2)")
             and "cat/near.jpg" in near
         )
         assert len(open_(folder, look_alikes="ignore").warnings) == 1
+
+    def test_many_copies_of_one_are_no_fixed_camera(self, tmp_path, open_):
+        folder = fill(tmp_path / "photos")
+        self.copies(folder)
+        for i in range(12):
+            shutil.copy(folder / "cat/original.png", folder / f"cat/copy{i}.png")
+        data = open_(folder)
+        same, near = data.warnings
+        assert "kept with its like (14)" in same and "kept with its like (2)" in near
+        names = ("cat/copy", "cat/near", "cat/original", "cat/same")
+        assert len({row[3] for row in data.rows if row[0].startswith(names)}) == 1
 
     def test_across_given_splits_and_classes(self, tmp_path, open_):
         for i, split in enumerate(layouts.SPLITS):

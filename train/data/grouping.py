@@ -32,7 +32,9 @@ def group_keys(names, labels, groups, facts, *, splits, look_alikes="together"):
             "near-identical pictures are not looked for; pip install imagehash"
         )
     elif look_alikes == "together":
-        alike, warnings = _look_alikes([f.hash for f in facts], set(same))
+        copies = {i for _, i in same}
+        hashes = ["" if i in copies else f.hash for i, f in enumerate(facts)]
+        alike, warnings = _look_alikes(hashes)
     members = {}
     for i, group in enumerate(groups):
         if group is not None:
@@ -52,9 +54,9 @@ def group_keys(names, labels, groups, facts, *, splits, look_alikes="together"):
     return keys, warnings
 
 
-def _look_alikes(hashes, same):
+def _look_alikes(hashes):
     """Near-identical pairs, less those of clusters too large to be copies."""
-    pairs = [pair for pair in similar.near(hashes) if pair not in same]
+    pairs = similar.near(hashes)
     roots = similar.clusters(len(hashes), pairs)
     sizes = collections.Counter(roots)
     most = max(10, MAX_CLUSTER * len(hashes))
