@@ -153,10 +153,9 @@ def attribute(
       maps = attribute("hirescam", features_fn, head_fn, images)
     """
     _check_method(method, channels, moments, tapped_fn, target)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
     are_classes = target is None and not callable(options.get("loss"))
-    images, classes = _check_arrays(images, classes, are_classes)
+    images = _check_images(images, chunk_size)
+    classes = _check_arrays(images, classes, are_classes)
     key = _check_key(method, key, images.shape[0])
     features_fn, head_fn = as_pytree(features_fn), as_pytree(head_fn)
     sizes = {"chunk_size": chunk_size, "num_shards": num_shards(images)}
@@ -190,7 +189,7 @@ def predict(
 
     ``output`` is that of ``attribute``.
     """
-    images = jnp.asarray(images)
+    images = _check_images(images, chunk_size)
     return _predict(
         as_pytree(features_fn),
         as_pytree(head_fn),
@@ -386,19 +385,26 @@ def _check_method(method, channels, moments, tapped_fn, target):
 def _static(**options):
     """The options as jit takes them, in one order."""
     for name, value in options.items():
-        if isinstance(value, jax.Array | np.ndarray):
+        if isinstance(value, jax.Array | np.ndarray | list):
             raise ValueError(
-                f"{name} is an array of shape {value.shape}: an option is part of the "
-                "compiled function; give a number"
+                f"{name} is an array of shape {np.shape(value)}: an option is part of "
+                "the compiled function; give a number"
             )
     return tuple(sorted(options.items()))
 
 
-def _check_arrays(images, classes, are_classes):
-    """Images and classes as arrays, with shapes and dtypes that a method can take."""
+def _check_images(images, chunk_size):
+    """Images as an array, of one at least."""
     images = jnp.asarray(images)
     if images.ndim != 4 or images.shape[0] < 1:
         raise ValueError(f"images of shape {images.shape}: give [N, H, W, 3], N >= 1")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
+    return images
+
+
+def _check_arrays(images, classes, are_classes):
+    """Classes as an array, if both have shapes and dtypes that a method can take."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images are {images.dtype}: give floats, preprocessed for the model"
@@ -406,7 +412,8 @@ def _check_arrays(images, classes, are_classes):
     if classes is not None:
         classes = jnp.asarray(classes)
         ranks = (1, 2) if are_classes else range(1, classes.ndim + 1)
-        if classes.ndim not in ranks or classes.shape[:1] != images.shape[:1]:
+        fits = classes.ndim in ranks and len(classes) == len(images)
+        if not fits or (are_classes and not classes.size):
             raise ValueError(
                 f"classes has shape {classes.shape} for {images.shape[0]} images: "
                 "give one class per image, or [N, M]"
@@ -415,7 +422,7 @@ def _check_arrays(images, classes, are_classes):
             raise ValueError(f"classes are {classes.dtype}: give integers")
         if batch_sharding(images) is not None:
             classes = jax.device_put(classes, batch_sharding(images))
-    return images, classes
+    return classes
 
 
 def _check_key(method, key, num_images):

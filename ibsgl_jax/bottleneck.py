@@ -259,7 +259,7 @@ def piece_size(shape: tuple[int, ...], *, platform: str) -> int:
     elif platform == "tpu":
         size = _power_of_two(max(1, TPU_PIECE // math.prod(sides)))
     # An exported function has a batch size without a number.
-    return size if isinstance(num, int) and num % size == 0 else num
+    return size if isinstance(num, int) and num and num % size == 0 else num
 
 
 def _power_of_two(number: int) -> int:

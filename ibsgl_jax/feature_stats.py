@@ -82,7 +82,7 @@ def update(
 
     Args:
       state: statistics so far.
-      features: [N, H, W, K], any float dtype (accumulated in float32), N >= 1.
+      features: [N, H, W, K], any float dtype (accumulated in float32).
       mask: float or bool [N], 0 leaves an example out (padding).
       axis_name: inside pmap or shard_map, the axis over which every device's batch
         is counted; the result is then the same on all of them.
@@ -170,6 +170,8 @@ def moments(state: FeatureStats, *, active_threshold: float = 0.01) -> Moments:
 
 def _of_batch(features: chex.Array, mask: chex.Array | None) -> FeatureStats:
     features = features.astype(jnp.float32)
+    if mask is None and features.shape[0] == 0:  # a mean of nothing is NaN
+        mask = jnp.zeros(0, bool)
     if mask is None:
         count = jnp.float32(features.shape[0])
         mean = jnp.mean(features, axis=0)

@@ -423,7 +423,7 @@ def _descend(features, gradient, num_examples, config):
     if config.move == "active":
         gradient = jnp.where(features > 0, gradient, 0.0)
     if config.step == "plain":
-        size = features.shape[0] if num_examples is None else num_examples
+        size = (features.shape[0] or 1) if num_examples is None else num_examples
         target = features - config.step_size / size * gradient
     else:
         norm = _norm(gradient)

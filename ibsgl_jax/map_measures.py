@@ -29,7 +29,7 @@ def pixel_ranks(maps: chex.Array) -> chex.Array:
     chex.assert_rank(maps, 3)
     if not jnp.issubdtype(maps.dtype, jnp.floating):  # -x of an unsigned x wraps
         maps = maps.astype(jnp.float32)
-    flat = maps.reshape(maps.shape[0], -1)
+    flat = maps.reshape(maps.shape[0], maps.shape[1] * maps.shape[2])
     order = jnp.argsort(-flat, axis=-1, stable=True)
     places = jnp.arange(flat.shape[1], dtype=jnp.int32)
     # One map at a time: a batch that is spread over a mesh stays where it is.

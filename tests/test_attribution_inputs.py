@@ -111,6 +111,28 @@ class TestWhatIsExpected:
         ):
             self.run("integrated_gradients", baseline=jnp.zeros((8, 8, 3)))
 
+    def test_nor_a_list(self):
+        with pytest.raises(ValueError, match=r"array of shape \(3,\): .*a number"):
+            self.run("integrated_gradients", baseline=[0.0, 0.0, 0.0])
+
+    def test_no_class_of_each_image(self):
+        with pytest.raises(ValueError, match="give one class per image, or"):
+            self.run("hirescam", classes=jnp.zeros((2, 0), int))
+
+    @pytest.mark.parametrize(
+        ("images", "size", "words"),
+        [
+            (IMAGES[:0], 4, r"shape \(0, .*N >= 1"),
+            (IMAGES[0], 4, "give \\[N, H, W, 3\\]"),
+            (IMAGES, 0, "chunk_size=0: must be at least 1"),
+        ],
+    )
+    def test_images_to_predict(self, images, size, words):
+        with pytest.raises(ValueError, match=words):
+            attribution.predict(
+                lambda x: x, lambda f: f.mean((1, 2)), images, chunk_size=size
+            )
+
     def test_classes_by_name(self):
         fn = attribution.make_attribution_fn(
             "grad_cam", lambda x: x, lambda f: f.mean((1, 2))

@@ -307,6 +307,17 @@ def test_features_that_are_not_rectified_have_a_finite_divergence():
 
 
 class TestPenalty:
+    @pytest.mark.parametrize("step", guidance.STEPS)
+    def test_a_batch_of_nothing_leaves_the_statistics(self, step):
+        head, features, labels, _ = small_case()
+        before = feature_stats.init(features.shape[1:])
+        before = feature_stats.update(before, features)
+        config = GuidanceConfig(bottleneck=FEW, step=step)
+        key, nothing = jax.random.key(0), (features[:0], labels[:0])
+        got = guidance.penalty(key, head, *nothing, before, 1, config=config)
+        assert got.penalty.shape == (0,)
+        np.testing.assert_array_equal(got.stats.mean, before.mean)
+
     """All of guidance in one call, for a loop of one's own."""
 
     def make(self, **options):

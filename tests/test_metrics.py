@@ -109,6 +109,9 @@ class TestEveryMeasure:
 
 
 class TestPixelRanks:
+    def test_of_no_map(self):
+        assert metrics.pixel_ranks(jnp.zeros((0, 3, 2))).shape == (0, 3, 2)
+
     def test_ties_keep_row_major_order(self):
         maps = np.array([[[1.0, 5.0], [5.0, 2.0]]])
         np.testing.assert_array_equal(metrics.pixel_ranks(maps)[0], [[3, 0], [1, 2]])
