@@ -3,9 +3,10 @@
 import io
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tests.pictures import SIZE, draw, fill, map_all, save
 from train.data import given
@@ -97,6 +98,28 @@ class TestGiven:
             assert size == SIZE
             difference = np.asarray(image, float) - np.asarray(wanted.convert("RGB"))
             assert np.abs(difference).max() <= 1, kind
+
+    def test_whole_numbers_of_jax(self):
+        rows = [{**row, "label": jnp.asarray(row["label"])} for row in self.rows()]
+        data = given.open_examples(rows, image_size=16, fit="squash")
+        assert data.class_names == ("0", "1")
+
+    def test_a_damaged_picture_that_pil_or_a_data_set_opens(self, tmp_path):
+        save(tmp_path / "a.png", 0)
+        whole = (tmp_path / "a.png").read_bytes()
+        rows = self.rows()
+        rows[2]["image"] = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+        with pytest.raises(DatasetError, match=r"cannot be used \(1\): example\[2\]"):
+            given.open_examples(rows, image_size=16, fit="squash")
+
+        class Decoding(list):
+            def __getitem__(self, index):
+                if index == 3:
+                    raise UnidentifiedImageError("cannot identify it")
+                return super().__getitem__(index)
+
+        with pytest.raises(DatasetError, match=r"example\[3\] \(cannot identify it\)"):
+            given.open_examples(Decoding(self.rows()), image_size=16, fit="squash")
 
     def test_pictures_that_look_wrong_are_told(self):
         rows = self.rows()

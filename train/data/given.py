@@ -7,8 +7,7 @@ An example is a dict of `image` (a `PIL.Image`, a path, or an array [H, W], [H, 
 [H, W, 3]: uint8, uint16, bool, or float in [0, 1]), `label` (int or str; with
 `link="sigmoid"` a list of them, empty or not) and, perhaps, `bbox` (ymin, xmin, ymax,
 xmax in [0, 1]), `mask` ([H, W], not zero on the object) and `group` (str; stays in one
-split). Nothing of `datasets` is imported: what has
-`features` is taken for one of its objects.
+split). What has `features` is taken for an object of `datasets`, not imported here.
 """
 
 import collections
@@ -183,7 +182,7 @@ class GivenSource:
             example = found.part.examples[found.place]
             try:
                 kept = _reduced(example, found.part, self._side, self._fit)[0]
-            except ImageError as error:
+            except (ImageError, OSError) as error:
                 raise DatasetError(f"{found.name}: {error}") from None
         out = {**kept, **self._labels[index]}
         if self._box:
@@ -257,7 +256,11 @@ def _read_all(part, faults, side, fit, link, cache_bytes):
     used = 0
     for place in range(len(part.examples)):
         name = f"{part.split or 'example'}[{place}]"
-        example = part.examples[place]
+        try:
+            example = part.examples[place]
+        except OSError as error:  # a data set that decodes its pictures
+            faults.add("that cannot be used", f"{name} ({shown(error)})")
+            continue
         if not isinstance(example, Mapping):
             faults.add("that are no dict of image and label", name)
             continue
@@ -268,17 +271,13 @@ def _read_all(part, faults, side, fit, link, cache_bytes):
         label = _label(example[part.label], link, faults, name)
         try:
             kept, facts = _reduced(example, part, side, fit)
-        except ImageError as error:
+        except (ImageError, OSError) as error:  # as of a file that PIL opened
             faults.add("that cannot be used", f"{name} ({shown(error)})")
             continue
         used += kept["image"].nbytes
         group = example.get("group")
         yield _Found(
-            name,
-            part,
-            place,
-            part.split,
-            label,
+            *(name, part, place, part.split, label),
             None if group is None else str(group),
             facts,
             "bbox" in kept,
@@ -308,7 +307,7 @@ def _label(value, link, faults, name):
 def _one_label(value):
     if isinstance(value, str):
         return value.strip() or None
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if np.ndim(value) == 0 and hasattr(value, "item"):  # of NumPy, JAX or torch
         value = value.item()
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value) if value >= 0 else None
@@ -405,7 +404,7 @@ def _image(value, side, warn_fn=lambda line: None):
             raise ImageError(f"image: {str(error).partition(': ')[2]}") from None
         return image, image.size
     if isinstance(value, Image.Image):
-        if value.mode in ("RGB", "L", "1", "CMYK", "YCbCr"):
+        if value.mode in ("RGB", "L", "1", "CMYK", "YCbCr", "HSV"):
             image = ImageOps.exif_transpose(value).convert("RGB")
         else:  # as from a file of its own
             file = io.BytesIO()
