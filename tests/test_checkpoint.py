@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import subprocess
+import sys
 
 import chex
 import jax
@@ -101,7 +103,35 @@ DAMAGES = {
 }
 
 
+# A save on a disk, as files of at most 4 KiB imitate it, that takes no more of it.
+FULL_DISK = """
+import collections, resource, signal, sys
+import numpy as np
+from train.errors import CheckpointError
+from train.run import checkpoint
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+state = collections.namedtuple("State", "step w")(np.int32(1), np.random.rand(9999))
+try:
+    with checkpoint.open_manager(sys.argv[1]) as manager:
+        checkpoint.save(manager, state, accuracy=0.5, meta={})
+except CheckpointError as error:
+    print(error)
+"""
+
+
 class TestSave:
+    def test_a_full_disk_is_one_line(self, tmp_path):
+        process = subprocess.run(
+            [sys.executable, "-c", FULL_DISK, str(tmp_path / "plain")],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+        )
+        assert process.stdout.startswith(f"cannot save to {tmp_path / 'plain'}: ")
+        assert "Traceback" not in process.stderr
+
     def test_keeps_the_newest_two_and_the_best(self, saved):
         with checkpoint.open_manager(saved) as manager:
             assert sorted(manager.all_steps()) == [2, 3, 4]

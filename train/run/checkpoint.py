@@ -52,6 +52,7 @@ def open_manager(folder):
         # Moved there, then deleted: a kill in between leaves no half checkpoint.
         todelete_subdir=TRASH,
     )
+    logging.getLogger("absl").addFilter(_is_no_trace_of_orbax)
     folder = Path(folder).absolute()
     # Before orbax looks: it reads what every checkpoint says and stops at a bad one.
     if jax.process_index() == 0:
@@ -77,6 +78,11 @@ def open_manager(folder):
     manager.close()
     if jax.process_index() == 0:
         shutil.rmtree(folder / TRASH, ignore_errors=True)
+
+
+def _is_no_trace_of_orbax(record) -> bool:
+    """Of what fails in its threads the traceback is not shown: the error is raised."""
+    return "/orbax/" not in record.pathname or record.levelno < logging.ERROR
 
 
 def wait(manager):
