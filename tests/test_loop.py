@@ -354,7 +354,11 @@ class TestCheckConfig:
     @pytest.mark.parametrize(
         "change, word",
         [
-            ({"batch_size": 12}, "batch_size=12 is not divisible by the 8 devices"),
+            (
+                {"batch_size": 12},
+                "batch_size=12 is not divisible by the 8 devices; change "
+                "--config.batch_size, or the number of devices",
+            ),
             ({"model": "resnet5"}, "model='resnet5'"),
             ({"guided.mu": -1.0}, "guided.mu=-1"),
             ({"accumulate_steps": 4}, "times accumulate_steps=4"),

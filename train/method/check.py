@@ -119,7 +119,7 @@ def _check_shares(config, faults):
             "batch_size",
             f"={config.batch_size} is not divisible by the {jax.device_count()} devices"
             + (f" times accumulate_steps={parts}" if parts > 1 else "")
-            + "; change --config.batch_size",
+            + "; change --config.batch_size, or the number of devices",
         )
 
 
