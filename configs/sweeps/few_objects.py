@@ -5,9 +5,10 @@
 
 What ``few_labels.py`` asks where few examples go further: the head on ImageNet's
 features for 100 steps of 16, all layers for 50, then 100 of each row, which guides as
-``objects_long.py`` does, in each step and on the active elements ("guided": by the
-squared CAM). Twenty images of a class on average, or five (``few_objects_5.py``); the
-256 that are measured show cut-outs and backgrounds that no training image has.
+``objects_long.py`` does, in each step and on the active elements (taught by the
+squared CAM, "guided", the true masks, "oracle", or the bottleneck). Twenty images of a
+class on average, or five (``few_objects_5.py``); the 256 that are measured show
+cut-outs and backgrounds that no training image has.
 """
 
 from configs import default, objects
