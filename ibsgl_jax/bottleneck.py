@@ -220,7 +220,8 @@ def _solve_pooled(head_fn, moments, config, features, labels, draws, loss_fn):
 def _descend(value_and_grad, blur, features, moments, config, draws):
     """Adam on alpha and the map at its end; features [H, W, N, K]."""
     tx = make_adam(config.learning_rate, config.num_steps)
-    alpha = jnp.full_like(features, config.initial_alpha, jnp.float32)
+    # Spread over devices as the features are, which full_like may leave out.
+    alpha = jnp.where(True, jnp.float32(config.initial_alpha), features)
 
     def step(carry, draw):
         alpha, opt_state = carry

@@ -2,7 +2,7 @@
 
 A method on features or images explains the gradient of one number per image. For a
 classifier that is a class's logit; here heads are made whose only logit is any other
-number, and the losses that a bottleneck keeps low. Imports jax, optax, chex and this
+number, and the losses that a bottleneck keeps low. Imports jax, chex and this
 library only.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 from jax.tree_util import Partial
 
 from ibsgl_jax import predictions, saliency, tokens
@@ -168,9 +167,9 @@ def _cross_entropy(logits, labels, num_copies, *, link):
     logits = logits.astype(jnp.float32)
     logits = logits.reshape(-1, num_copies, logits.shape[-1])
     labels = jnp.broadcast_to(labels[:, None], logits.shape[:-1])
-    if link == "softmax":
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    chosen = jnp.squeeze(jnp.take_along_axis(logits, labels[..., None], axis=-1), -1)
+    if link == "softmax":  # optax's takes an index there, which Explicit axes refuse
+        return jax.nn.logsumexp(logits, axis=-1) - chosen
     return -jax.nn.log_sigmoid(chosen)
 
 
