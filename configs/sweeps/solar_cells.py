@@ -1,6 +1,6 @@
 """What guidance changes where nobody knows the answer: real solar cells, three seeds.
 
-    python -m train.sweep configs/sweeps/solar_cells.py --num-perturbed 0 \
+    python -m train.sweep configs/sweeps/solar_cells.py --num-perturbed 128 \
         --columns accuracy balanced_accuracy nll matched_drop matched_increase
 
 The folder "cells" holds all cells of elpv-dataset that the experts were sure of, as
