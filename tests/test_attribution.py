@@ -159,8 +159,8 @@ class TestAttribute:
             )
 
         jaxpr = str(jax.make_jaxpr(explain)(IMAGES[:, 12:20, 12:20]))
-        # Draws per channel [samples, 1, K], none per cell [samples, 1, H, W, K].
-        assert "f32[2,1,4]" in jaxpr and "f32[2,1,4,4,4]" not in jaxpr
+        # Draws per channel [1, samples, K], none per cell [1, samples, H, W, K].
+        assert "f32[1,2,4]" in jaxpr and "f32[1,2,4,4,4]" not in jaxpr
 
     def test_one_trace_for_many_calls(self):
         traced = chex.assert_max_traces(features_fn, n=2)  # classes are checked once
@@ -187,6 +187,7 @@ class TestAttribute:
                 method="input_x_gradient",
                 channels="sum",
                 chunk_size=10,
+                num_shards=1,
                 options=(),
             )
             return lowered.compile().memory_analysis().temp_size_in_bytes
