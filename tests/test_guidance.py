@@ -213,6 +213,17 @@ class TestGuide:
         np.testing.assert_allclose(result.target_features, features, rtol=1e-6)
         np.testing.assert_array_equal(result.relative_move, 0.0)
 
+    def test_a_map_that_is_its_own_teacher_moves_nothing(self):
+        """Its gradient is rounding, in a direction that means nothing."""
+        head, features, labels, _ = small_case(n=64, shape=(8, 8, 256))
+        features = features**8  # peaks, as trained networks have
+        own, _ = maps_of(head, features, labels)
+        config = GuidanceConfig(suppression_weight=0.0)
+        result = guide_to(head, features, labels, own, config)
+        np.testing.assert_array_equal(result.relative_move, 0.0)
+        squared = guide_to(head, features, labels, own**2, config)
+        assert np.all(squared.relative_move > 0.01)
+
     @pytest.mark.parametrize("scale", [1e-20, 1e4])
     @pytest.mark.parametrize("kind", guidance.SUPPRESSIONS)
     def test_scale_of_the_features(self, scale, kind):
