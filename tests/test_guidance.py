@@ -318,6 +318,8 @@ def test_features_that_are_not_rectified_have_a_finite_divergence():
 
 
 class TestPenalty:
+    """All of guidance in one call, for a loop of one's own."""
+
     @pytest.mark.parametrize("step", guidance.STEPS)
     def test_a_batch_of_nothing_leaves_the_statistics(self, step):
         head, features, labels, _ = small_case()
@@ -325,11 +327,10 @@ class TestPenalty:
         before = feature_stats.update(before, features)
         config = GuidanceConfig(bottleneck=FEW, step=step)
         key, nothing = jax.random.key(0), (features[:0], labels[:0])
-        got = guidance.penalty(key, head, *nothing, before, 1, config=config)
+        penalty_fn = jax.jit(functools.partial(guidance.penalty, config=config))
+        got = penalty_fn(key, head, *nothing, before, 1)
         assert got.penalty.shape == (0,)
         np.testing.assert_array_equal(got.stats.mean, before.mean)
-
-    """All of guidance in one call, for a loop of one's own."""
 
     def make(self, **options):
         kernel = jax.random.normal(jax.random.key(1), (6, 4))
