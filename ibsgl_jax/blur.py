@@ -1,6 +1,6 @@
 """The Gaussian blur of the bottleneck, as matrix products.
 
-Imports jax, chex and numpy only.
+Imports jax, chex, numpy and ``chunks`` only.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ibsgl_jax import chunks
 
 # Cells up to which a TPU blurs in one matrix product.
 MAX_FLAT_CELLS = 256
@@ -60,7 +62,7 @@ def make_blur(
         forms["tpu"] = at_once
 
     def blur(maps):
-        if any(jax.typeof(maps).sharding.spec):  # such an axis merges with no other
+        if chunks.has_spread_axis(maps):
             return by_axes(maps)
         if platform is None:
             return jax.lax.platform_dependent(maps, **forms, default=by_axes)

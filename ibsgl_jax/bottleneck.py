@@ -406,7 +406,7 @@ def _pooled_value_and_grad(
 
     def sum_cells(x):
         # As a product of matrices: XLA's own column sum is slower on a CPU.
-        merged = platform == "cpu" and not any(jax.typeof(x).sharding.spec)
+        merged = platform == "cpu" and not chunks.has_spread_axis(x)
         columns = x.reshape(cells, *((-1,) if merged else x.shape[2:]))
         total = jnp.tensordot(ones, columns, 1, precision="highest")
         return total.reshape(x.shape[2:])

@@ -77,6 +77,11 @@ def batch_sharding(x):
     return NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0]))
 
 
+def has_spread_axis(x):
+    """Whether Explicit axes spread one of an array's; it merges with no other."""
+    return any(jax.typeof(x).sharding.spec)
+
+
 def is_traced(x):
     """Whether an array has no values yet."""
     return isinstance(x, jax.core.Tracer)

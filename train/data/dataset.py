@@ -252,8 +252,11 @@ def mixed(source):
 
     Pictures stand class by class and are shuffled; a data set of tfds is as it is.
     """
-    if not isinstance(source, BY_CLASS):
-        return source
+    return shuffled(source) if isinstance(source, BY_CLASS) else source
+
+
+def shuffled(source):
+    """The examples in an order that is always the same."""
     return Examples(source, np.random.default_rng(0).permutation(len(source)))
 
 

@@ -9,7 +9,6 @@ import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from ibsgl_jax import attribution
 from train import devices, programs
@@ -130,8 +129,7 @@ def drawn(source, number: int | None):
     """
     if number is None or number >= len(source):
         return dataset.mixed(source)
-    chosen = np.random.default_rng(0).permutation(len(source))[:number]
-    return dataset.Examples(source, chosen)
+    return dataset.Examples(dataset.shuffled(source), range(number))
 
 
 def parts_of(source, options: Options) -> dict:
